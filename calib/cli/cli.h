@@ -1,0 +1,50 @@
+/* The command line: one table of commands, one table of options per command.  Help, errors with suggestions, and completion derive
+ * from the tables; a command reads its values by name.
+ *
+ *   ql_status cmd_eval(const cli *args) {
+ *       const char *model = cli_value(args, "model");          // NULL if not given; required ones are checked before
+ *       int64_t bits = 4;  QL_TRY(cli_int(args, "bits", 2, 8, &bits));
+ *
+ * Data goes to stdout, messages to stderr.  The returned status becomes the exit code; main prints ql_last_error().
+ */
+#ifndef CALIB_CLI_H
+#define CALIB_CLI_H
+
+#include "host/mem.h"
+
+typedef struct cli_option {
+    const char *name;     /* long name without dashes */
+    char letter;          /* short form or 0 */
+    const char *argument; /* "DIR", "N", ...; NULL: a switch */
+    bool required;
+    const char *help;
+} cli_option;
+
+typedef struct cli cli;
+
+typedef struct cli_command {
+    const char *name, *summary;
+    const char *positional; /* "PATH" if one positional argument is taken (required), "PATH..." if one or more, NULL if none */
+    const cli_option *options; /* ends with a NULL name; the common ones (--help, --json, --device, --threads, ...) are added */
+    const char *details, *examples;
+    ql_status (*run)(const cli *args);
+} cli_command;
+
+const char *cli_value(const cli *args, const char *option); /* last one wins; NULL if not given */
+bool cli_has(const cli *args, const char *option);
+const char *cli_positional(const cli *args, int index); /* NULL beyond the last */
+/* QL_USAGE for anything but a whole number in range; *value stays when the option was not given. */
+ql_status cli_int(const cli *args, const char *option, int64_t least, int64_t most, int64_t *value);
+ql_status cli_real(const cli *args, const char *option, double least, double most, double *value);
+/* Index in `choices` (NULL-terminated); QL_USAGE lists them. */
+ql_status cli_choice(const cli *args, const char *option, const char *const choices[], int *value);
+/* Opens the context that --device and --threads ask for. */
+ql_status cli_open_ctx(const cli *args, ql_ctx **ctx);
+
+/* SIGINT, SIGTERM and SIGUSR1 set a flag; long work asks between steps.  QL_INTERRUPTED after one; a second SIGINT ends the
+ * process at once.  The exit code is 130 or 143 for the signals of those names, 75 for SIGUSR1. */
+ql_status cli_check_signal(void);
+
+extern const cli_command cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_eval, cmd_inspect, cmd_verify, cmd_plan, cmd_doctor, cmd_stats;
+
+#endif

@@ -1,0 +1,1 @@
+#include "calib/recipe.h"

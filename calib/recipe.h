@@ -1,0 +1,66 @@
+/* The request, resolved: what to do with every module.  Flags and recipe files come together here, and the resolved recipe is
+ * saved beside the output.
+ *
+ *   version: 1
+ *   scheme: W4A16-GPTQ-g128          # a preset, or the keys below
+ *   method: gptq                     # rtn, gptq
+ *   bits: 4
+ *   group_size: 128                  # 32, 64, 128, -1
+ *   symmetric: true
+ *   act_order: static                # none, static, dynamic
+ *   sequential: true                 # false: all linears of a block from the same inputs
+ *   damp: 0.01
+ *   scale_search: true
+ *   literature: false
+ *   overrides:
+ *     - match: 'layers\.0\..*down_proj'     # PCRE2, anywhere in the module's name; the last match wins
+ *       bits: 8                             # any of bits, group_size, method
+ *     - match: 'layers\.5\.'
+ *       skip: true
+ */
+#ifndef CALIB_RECIPE_H
+#define CALIB_RECIPE_H
+
+#include "formats/model_config.h"
+
+typedef enum method_id { METHOD_RTN, METHOD_GPTQ, METHODS } method_id;
+extern const char *const method_names[METHODS];
+extern const char *const act_order_names[3];
+
+/* How one module is treated. */
+typedef struct module_rule {
+    method_id method;
+    int bits;
+    int64_t group; /* -1: the whole row */
+    bool skip;     /* stays in 16 bits */
+} module_rule;
+
+typedef struct recipe {
+    module_rule base;
+    bool symmetric, sequential, scale_search, literature;
+    ql_act_order act_order;
+    double damp;
+    int n_overrides;
+    struct recipe_override *overrides;
+} recipe;
+
+/* Defaults: GPTQ, 4 bits, group 128, symmetric, act-order static, sequential, scale search. */
+void recipe_defaults(recipe *r);
+
+/* Reads a YAML file over what `r` already holds.  QL_MISMATCH with line and suggestion for unknown keys, wrong types, aliases,
+ * tags, depth; at most 1 MiB.  Strings and regexes live in `arena`. */
+ql_status recipe_load(const char *path, ql_arena *arena, recipe *r);
+/* "W4A16-GPTQ-g128", "W3A16-RTN-g64", ...  QL_USAGE with the list otherwise. */
+ql_status recipe_scheme(const char *name, recipe *r);
+
+/* Combinations that make no sense: literature with scale search, bits not in {2,3,4,8}, ... */
+ql_status recipe_check(const recipe *r);
+
+/* The rule for one module.  QL_MISMATCH if a regex hits its match limit. */
+ql_status recipe_rule(const recipe *r, const char *module, module_rule *rule);
+
+/* The resolved recipe as YAML text (recipe.yaml) and as JSON (fingerprint, report). */
+ql_status recipe_yaml(const recipe *r, ql_arena *arena, char **text);
+json_t *recipe_json(const recipe *r); /* NULL: out of memory */
+
+#endif

@@ -1,0 +1,2 @@
+/* The GPU as a device. */
+#include "host/ops.h"

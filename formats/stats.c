@@ -1,0 +1,1 @@
+#include "formats/stats.h"

@@ -1,0 +1,260 @@
+/* qalib: quantize large language models.  The one public header of libqalib.
+ *
+ *   ql_ctx *ctx;
+ *   if (ql_ctx_open("auto", 0, &ctx)) { fprintf(stderr, "%s\n", ql_last_error()); return 1; }
+ *   ql_gemm(ctx, x, w, bias, y);                    // every operation: context first, matrices by value
+ *   ql_ctx_close(ctx);
+ *
+ * Conventions
+ *   Letters: m tokens, n outputs, k inputs, g group size, G groups per row.  X[m][k], W[n][k], H[k][k], all row-major.
+ *   Memory: matrices hold pointers into the memory of their context (host memory on the CPU, device memory on CUDA); the
+ *   caller owns it, operations never allocate what outlives them.  Pointers called "host" are host memory on every backend.
+ *   Errors: a function returns QL_OK or a status and leaves one sentence for ql_last_error() of the calling thread.
+ *   Order: operations of one context run in the order of their calls; results in host memory are complete on return.
+ *   Threads: a context is used by one thread at a time; different contexts are independent.
+ */
+#ifndef QALIB_H
+#define QALIB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define QL_VERSION_MAJOR 0
+#define QL_VERSION_MINOR 1
+#define QL_VERSION_PATCH 0
+#define QL_VERSION "0.1.0"
+
+#if defined(__GNUC__)
+#define QL_API __attribute__((visibility("default")))
+#else
+#define QL_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- status: name, exit code of the programs, meaning -------------------------------------------------------------- */
+
+#define QL_STATUSES(X)                                                                        \
+    X(QL_OK, 0, "success")                                                                    \
+    X(QL_USAGE, 64, "the command line cannot be understood")                                  \
+    X(QL_FORMAT, 65, "input data are malformed, damaged or contradictory")                    \
+    X(QL_MISSING, 66, "an input does not exist")                                              \
+    X(QL_DEVICE, 69, "a device or service is not available")                                  \
+    X(QL_UNSUPPORTED, 69, "no implementation for this type, shape or device")                 \
+    X(QL_INVALID, 70, "a library call had invalid arguments")                                 \
+    X(QL_NUMERIC, 70, "a matrix is not positive definite, or a result is not finite")         \
+    X(QL_INTERNAL, 70, "a defect in qalib")                                                   \
+    X(QL_NOMEM, 71, "out of memory")                                                          \
+    X(QL_DISK, 73, "an output cannot be created: it exists, is locked, or the disk is full")  \
+    X(QL_IO, 74, "reading or writing failed")                                                 \
+    X(QL_INTERRUPTED, 75, "stopped by a signal; the job can be resumed")                      \
+    X(QL_DENIED, 77, "permission denied")                                                     \
+    X(QL_MISMATCH, 78, "recipe, model or earlier work do not fit together")
+
+typedef enum ql_status {
+#define QL_STATUS_ENUM(name, code, text) name,
+    QL_STATUSES(QL_STATUS_ENUM)
+#undef QL_STATUS_ENUM
+} ql_status;
+
+/* Name ("QL_FORMAT"), meaning, and exit code of a status.  Static strings. */
+QL_API const char *ql_status_name(ql_status status);
+QL_API const char *ql_status_text(ql_status status);
+QL_API int ql_status_exit_code(ql_status status);
+
+/* One sentence about the last failure of this thread, "" if there was none.  Valid until the next failure. */
+QL_API const char *ql_last_error(void);
+
+/* "0.1.0", the version of the library that runs (the macros say which header was compiled). */
+QL_API const char *ql_version(void);
+
+/* ---- number formats and matrices ----------------------------------------------------------------------------------- */
+
+/* name, safetensors name, bytes per element */
+#define QL_DTYPES(X)     \
+    X(QL_F64, "F64", 8)  \
+    X(QL_F32, "F32", 4)  \
+    X(QL_F16, "F16", 2)  \
+    X(QL_BF16, "BF16", 2) \
+    X(QL_I64, "I64", 8)  \
+    X(QL_I32, "I32", 4)  \
+    X(QL_I16, "I16", 2)  \
+    X(QL_I8, "I8", 1)    \
+    X(QL_U64, "U64", 8)  \
+    X(QL_U8, "U8", 1)    \
+    X(QL_BOOL, "BOOL", 1)
+
+typedef enum ql_dtype {
+#define QL_DTYPE_ENUM(name, text, bytes) name,
+    QL_DTYPES(QL_DTYPE_ENUM)
+#undef QL_DTYPE_ENUM
+        QL_DTYPE_COUNT
+} ql_dtype;
+
+QL_API const char *ql_dtype_name(ql_dtype dtype);   /* "BF16" */
+QL_API size_t ql_dtype_size(ql_dtype dtype);        /* bytes per element */
+
+/* A row-major view: element (r, c) lies at data[r * ld + c].  ld >= cols, in elements.  A vector is one row.
+ * data == NULL means "absent" where a parameter is optional. */
+typedef struct ql_mat {
+    void *data;
+    ql_dtype dtype;
+    int64_t rows, cols, ld;
+} ql_mat;
+
+/* How a weight W[n][k] is rounded: code q in 0 .. 2^bits-1 stands for scale * (q - zero), with one (scale, zero) per row and
+ * group of inputs.  scale > 0, and exactly representable in FP16 unless a caller asked for unrounded scales. */
+typedef struct ql_grid {
+    int bits;      /* 2, 3, 4 or 8 */
+    int64_t group; /* inputs per group; the last group may be shorter */
+    ql_mat scale;  /* F32 [n][G], G = ceil(k / group) */
+    ql_mat zero;   /* U8  [n][G] */
+    ql_mat g_idx;  /* I32 [1][k], group of each input; absent: input i belongs to group i / group */
+} ql_grid;
+
+/* A quantized weight as the products read it.  Row n of `codes` is one little-endian stream of k codes of `bits` bits:
+ * code i occupies bits [i*bits, (i+1)*bits), so for 3 bits codes cross word borders.  The stream is padded to a whole word. */
+typedef struct ql_qweight {
+    int64_t n, k;
+    ql_mat codes; /* I32 [n][ceil(k * bits / 32)] */
+    ql_grid grid;
+} ql_qweight;
+
+/* ---- context -------------------------------------------------------------------------------------------------------- */
+
+typedef struct ql_ctx ql_ctx;
+
+/* Opens a device: "cpu", "cuda", "cuda:N", or "auto" (the first CUDA device if there is a usable one, else the CPU).
+ * threads: CPU threads, 0 = all that the process may use.  Results do not depend on it.
+ * QL_DEVICE if the device does not exist (the sentence says what was found), QL_USAGE for another name. */
+QL_API ql_status ql_ctx_open(const char *device, int threads, ql_ctx **ctx);
+QL_API void ql_ctx_close(ql_ctx *ctx); /* NULL is allowed */
+
+QL_API const char *ql_ctx_device(const ql_ctx *ctx);    /* "cpu" or "cuda:0" */
+QL_API const char *ql_ctx_describe(const ql_ctx *ctx);  /* processor or GPU, and the libraries in use */
+QL_API int ql_ctx_threads(const ql_ctx *ctx);
+
+/* Device memory, 256-byte aligned; QL_NOMEM with needed and free bytes if there is not enough. */
+QL_API ql_status ql_alloc(ql_ctx *ctx, size_t bytes, void **data);
+QL_API void ql_free(ql_ctx *ctx, void *data);
+QL_API ql_status ql_upload(ql_ctx *ctx, void *device, const void *host, size_t bytes);
+QL_API ql_status ql_download(ql_ctx *ctx, void *host, const void *device, size_t bytes);
+QL_API ql_status ql_sync(ql_ctx *ctx);
+
+/* ---- forward pass ----------------------------------------------------------------------------------------------------- */
+
+/* y = x w^T + bias.   x [m][k] F32, w [n][k] F32, bias [1][n] F32 or absent, y [m][n] F32; FP32 accumulation, never TF32. */
+QL_API ql_status ql_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y);
+
+/* The same with a quantized weight, which is expanded tile by tile, never as a whole. */
+QL_API ql_status ql_qgemm(ql_ctx *ctx, ql_mat x, const ql_qweight *w, ql_mat bias, ql_mat y);
+
+/* x[i] = table[ids[i]].   table [v][h] F32, ids [1][m] I32 in 0 .. v-1, x [m][h] F32. */
+QL_API ql_status ql_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x);
+
+/* y = x / sqrt(mean(x^2) + eps) * weight, over runs of `weight.cols` values: a row may hold several heads.
+ * x, y [m][heads * d] F32, weight [1][d] F32; y may be x. */
+QL_API ql_status ql_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_mat y);
+
+/* Rotary embedding in place, the halves of a head paired (Hugging Face order).   x [m][heads * d] F32,
+ * position [1][m] I32, cos and sin [positions][d / 2] F32. */
+QL_API ql_status ql_rope(ql_ctx *ctx, ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin);
+
+/* Causal attention within each sequence; query head h reads key/value head h / (heads / kv_heads).
+ * q, out [m][heads * d], k, v [m][kv_heads * d], all F32.  Sequence s holds rows start[s] .. start[s+1]-1; start is host
+ * memory with n_seq + 1 entries.  window: keys a query sees including its own, 0 = all. */
+typedef struct ql_attention_shape {
+    int64_t heads, kv_heads, window;
+    float scale; /* of q k^T, normally 1 / sqrt(d) */
+} ql_attention_shape;
+QL_API ql_status ql_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
+                              const int64_t *start, int64_t n_seq, ql_mat out);
+
+/* y = gate / (1 + exp(-gate)) * up, all [m][f] F32; y may be gate. */
+QL_API ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y);
+
+/* x += y, both [m][h] F32. */
+QL_API ql_status ql_add(ql_ctx *ctx, ql_mat x, ql_mat y);
+
+/* dst = src, between F32, F16, BF16 and F64, to nearest even; out of range becomes infinite. */
+QL_API ql_status ql_convert(ql_ctx *ctx, ql_mat src, ql_mat dst);
+
+/* Index (row * cols + col) of the first NaN or infinity, or -1.   x F32, F16, BF16 or F64; *index is host memory. */
+QL_API ql_status ql_find_nonfinite(ql_ctx *ctx, ql_mat x, int64_t *index);
+
+/* ---- statistics ------------------------------------------------------------------------------------------------------- */
+
+/* H += X^T X, upper triangle, the lower is not touched.   x [m][k] F32, h [k][k] F32 or F64 (products then in double). */
+QL_API ql_status ql_hessian(ql_ctx *ctx, ql_mat x, ql_mat h);
+
+/* Per input: sum of squares, sum of magnitudes, minimum and maximum, all updated in place.
+ * x [m][k] F32; sum_sq, sum_abs [1][k] F64; min, max [1][k] F32, which start as +inf and -inf. */
+QL_API ql_status ql_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max);
+
+/* count[b] += number of x whose magnitude, rounded to BF16, has the bits b.   x [m][k] F32, count [1][32768] U64. */
+QL_API ql_status ql_abs_hist(ql_ctx *ctx, ql_mat x, ql_mat count);
+
+/* ---- quantization ------------------------------------------------------------------------------------------------------ */
+
+/* codes = round-to-nearest of w on the grid, clamped.   w [n][k] F32, codes [n][k] U8. */
+QL_API ql_status ql_quantize(ql_ctx *ctx, ql_mat w, const ql_grid *grid, ql_mat codes);
+
+/* w = scale * (code - zero).   codes [n][k] U8, w [n][k] F32. */
+QL_API ql_status ql_dequantize(ql_ctx *ctx, ql_mat codes, const ql_grid *grid, ql_mat w);
+
+/* Codes, one per byte, to the stream of ql_qweight and back: exact inverses.  codes [n][k] U8, every code below 2^bits
+ * (QL_INVALID otherwise: a code too large would damage its neighbours); words [n][ceil(k * bits / 32)] I32. */
+QL_API ql_status ql_pack(ql_ctx *ctx, ql_mat codes, int bits, ql_mat words);
+QL_API ql_status ql_unpack(ql_ctx *ctx, ql_mat words, int bits, ql_mat codes);
+
+/* Chooses scale and zero point of every group; writes grid->scale and grid->zero.   w [n][k] F32.
+ *   symmetric: zero = 2^(bits-1), else in 1 .. 2^bits-1 (0 cannot be stored by GPTQ v1), the range always contains 0.
+ *   search: instead of taking the range of the weights, the candidate of least squared error, each column weighted by
+ *           importance[k] (F32 [1][k], for instance the diagonal of H; absent: all equal).
+ *   literature: grids of the GPTQ paper's code: scale not rounded to FP16, zero point free in 0 .. 2^bits-1. */
+typedef struct ql_grid_rule {
+    int symmetric, search, literature;
+} ql_grid_rule;
+QL_API ql_status ql_grid_search(ql_ctx *ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid);
+
+/* r = upper triangular R with P (H + shift I) P^T = R R^T: the Cholesky factor of the index-reversed matrix.
+ * h [k][k] F32, upper triangle, unchanged; order [1][k] I32: position p holds column order[p], absent: identity;
+ * r [k][k] F32, its lower triangle is zero on return.  QL_NUMERIC if the matrix is not positive definite. */
+QL_API ql_status ql_factor(ql_ctx *ctx, ql_mat h, ql_mat order, double shift, ql_mat r);
+
+/* GPTQ on fixed grids.  Columns are rounded one after the other in `order`; the error of earlier columns is fed back:
+ *   code_p = round((w_p + sum_{p' < p} e_p' R[p'][p] / R[p][p]) / scale) + zero,   e = w - dequantized,
+ * which equals the original recursion through the Cholesky factor of H^-1, without any inverse.
+ * w [n][k] F32 (columns in their own order, unchanged), r from ql_factor with the same order, codes [n][k] U8. */
+QL_API ql_status ql_gptq(ql_ctx *ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes);
+
+/* GPTQ as its authors published it, in double precision throughout: dead columns set to 1 in H and to 0 in W, damping
+ * 0.01 mean(diag H), U = chol_upper(H^-1), blocks of 128 columns, groups found when reached from the weights updated up to
+ * the previous block; scales unrounded, zero points free.   w [n][k] F32, unchanged; h [k][k] F64, upper triangle, scaled by the
+ * caller; grid: bits, group and g_idx given (F32 scale, U8 zero and g_idx are written), codes [n][k] U8.
+ * order: none = columns as they come, static = descending diag(H) with groups of neighbouring columns fixed beforehand,
+ * dynamic = descending diag(H) with groups in that order (g_idx becomes non-trivial; it must be present). */
+typedef enum ql_act_order { QL_ORDER_NONE, QL_ORDER_STATIC, QL_ORDER_DYNAMIC } ql_act_order;
+QL_API ql_status ql_gptq_literature(ql_ctx *ctx, ql_mat w, ql_mat h, int symmetric, ql_act_order order, ql_grid *grid,
+                                    ql_mat codes);
+
+/* ---- measures ---------------------------------------------------------------------------------------------------------- */
+
+/* loss = tr(E H E^T) with E = w - q, and norm = tr(W H W^T), both host memory.   w, q [n][k] F32, h [k][k] F32 or F64, upper
+ * triangle; h absent stands for the identity. */
+QL_API ql_status ql_loss(ql_ctx *ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm);
+
+/* nll[i] = -log softmax(logits[i])[target[i]] in nats, 0 where target < 0.   logits [m][v] F32, target [1][m] I32,
+ * nll [1][m] F64. */
+QL_API ql_status ql_nll(ql_ctx *ctx, ql_mat logits, ql_mat target, ql_mat nll);
+
+/* kld[i] = sum_v p log(p / q), p = softmax(base[i]), q = softmax(logits[i]); same[i] = 1 where both have one arg max.
+ * base, logits [m][v] F32, kld [1][m] F64, same [1][m] U8. */
+QL_API ql_status ql_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
