@@ -30,8 +30,8 @@
     X(grid_search, (ql_ctx * ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid))               \
     X(factor, (ql_ctx * ctx, ql_mat h, ql_mat order, double shift, ql_mat r))                                          \
     X(gptq, (ql_ctx * ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes))                       \
-    X(gptq_literature, (ql_ctx * ctx, ql_mat w, ql_mat h, int symmetric, ql_act_order order, ql_grid *grid,            \
-                        ql_mat codes))                                                                                 \
+    X(gptq_literature, (ql_ctx * ctx, ql_mat w, ql_mat h, double scale, int symmetric, ql_act_order order,             \
+                        ql_grid *grid, ql_mat codes))                                                                                 \
     X(loss, (ql_ctx * ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm))                                  \
     X(nll, (ql_ctx * ctx, ql_mat logits, ql_mat target, ql_mat nll))                                                   \
     X(kld, (ql_ctx * ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same))

@@ -232,13 +232,13 @@ QL_API ql_status ql_gptq(ql_ctx *ctx, ql_mat w, ql_mat r, ql_mat order, const ql
 
 /* GPTQ as its authors published it, in double precision throughout: dead columns set to 1 in H and to 0 in W, damping
  * 0.01 mean(diag H), U = chol_upper(H^-1), blocks of 128 columns, groups found when reached from the weights updated up to
- * the previous block; scales unrounded, zero points free.   w [n][k] F32, unchanged; h [k][k] F64, upper triangle, scaled by the
- * caller; grid: bits, group and g_idx given (F32 scale, U8 zero and g_idx are written), codes [n][k] U8.
+ * the previous block; scales unrounded, zero points free.   w [n][k] F32, unchanged; h [k][k] F64, upper triangle, unchanged,
+ * multiplied by `scale` (2 / sequences; it matters beside the 1 of dead columns); grid: bits, group and g_idx given (F32 scale, U8 zero and g_idx are written), codes [n][k] U8.
  * order: none = columns as they come, static = descending diag(H) with groups of neighbouring columns fixed beforehand,
  * dynamic = descending diag(H) with groups in that order (g_idx becomes non-trivial; it must be present). */
 typedef enum ql_act_order { QL_ORDER_NONE, QL_ORDER_STATIC, QL_ORDER_DYNAMIC } ql_act_order;
-QL_API ql_status ql_gptq_literature(ql_ctx *ctx, ql_mat w, ql_mat h, int symmetric, ql_act_order order, ql_grid *grid,
-                                    ql_mat codes);
+QL_API ql_status ql_gptq_literature(ql_ctx *ctx, ql_mat w, ql_mat h, double scale, int symmetric, ql_act_order order,
+                                    ql_grid *grid, ql_mat codes);
 
 /* ---- measures ---------------------------------------------------------------------------------------------------------- */
 
