@@ -1,4 +1,256 @@
 /* The door: every public operation checks its arguments here, then calls the table.  Behind the door kernels trust. */
 #include "host/ops.h"
 
+#include <stdbool.h>
+
+#include "host/mat.h"
 #include "host/status.h"
+
+/* ---- checks ------------------------------------------------------------------------------------------------------------ */
+
+enum { ANY = -1 }; /* a dimension that the operand itself decides */
+
+/* A view whose elements can be addressed.  BLAS and the kernels take sizes as int, so nothing may reach 2^31. */
+static ql_status check_view(const char *name, ql_mat mat) {
+    if (mat.rows < 0 || mat.cols < 0 || mat.ld < mat.cols || mat.rows > INT32_MAX || mat.ld > INT32_MAX)
+        return ql_fail(QL_INVALID,
+                       "%s: %lld rows, %lld columns, leading dimension %lld: expected columns <= leading dimension, "
+                       "all in 0 .. 2^31-1",
+                       name, (long long)mat.rows, (long long)mat.cols, (long long)mat.ld);
+    if (!mat.data && mat.rows && mat.cols)
+        return ql_fail(QL_INVALID, "%s: absent, expected %lld x %lld values", name, (long long)mat.rows,
+                       (long long)mat.cols);
+    size_t size = ql_dtype_size(mat.dtype);
+    if (!size) return ql_fail(QL_INVALID, "%s: %d is not a dtype", name, (int)mat.dtype);
+    if ((uintptr_t)mat.data % size)
+        return ql_fail(QL_INVALID, "%s: address %p is not a multiple of %zu, the size of %s", name, mat.data, size,
+                       ql_dtype_name(mat.dtype));
+    return QL_OK;
+}
+
+/* A matrix of this type and shape. */
+static ql_status check_mat(const char *name, ql_mat mat, ql_dtype dtype, int64_t rows, int64_t cols) {
+    QL_TRY(check_view(name, mat));
+    if (mat.dtype != dtype)
+        return ql_fail(QL_INVALID, "%s: is %s, expected %s", name, ql_dtype_name(mat.dtype), ql_dtype_name(dtype));
+    if (rows != ANY && mat.rows != rows)
+        return ql_fail(QL_INVALID, "%s: has %lld rows, expected %lld", name, (long long)mat.rows, (long long)rows);
+    if (cols != ANY && mat.cols != cols)
+        return ql_fail(QL_INVALID, "%s: has %lld columns, expected %lld", name, (long long)mat.cols, (long long)cols);
+    return QL_OK;
+}
+
+static ql_status check_optional(const char *name, ql_mat mat, ql_dtype dtype, int64_t rows, int64_t cols) {
+    return ql_is_present(mat) ? check_mat(name, mat, dtype, rows, cols) : QL_OK;
+}
+
+/* A dimension over which an operation sums or normalizes must not be empty. */
+static ql_status check_positive(const char *name, int64_t value) {
+    return value > 0 ? QL_OK : ql_fail(QL_INVALID, "%s: is %lld, expected at least 1", name, (long long)value);
+}
+
+static ql_status check_host(const char *name, const void *pointer) {
+    return pointer ? QL_OK : ql_fail(QL_INVALID, "%s: a null pointer, expected host memory", name);
+}
+
+static bool is_float(ql_dtype dtype) {
+    return dtype == QL_F64 || dtype == QL_F32 || dtype == QL_F16 || dtype == QL_BF16;
+}
+
+static ql_status check_float(const char *name, ql_mat mat) {
+    QL_TRY(check_view(name, mat));
+    return is_float(mat.dtype)
+               ? QL_OK
+               : ql_fail(QL_INVALID, "%s: is %s, expected F64, F32, F16 or BF16", name, ql_dtype_name(mat.dtype));
+}
+
+/* H [k][k] in F32 or F64. */
+static ql_status check_hessian(const char *name, ql_mat h, int64_t k) {
+    QL_TRY(check_view(name, h));
+    return check_mat(name, h, h.dtype == QL_F64 ? QL_F64 : QL_F32, k, k);
+}
+
+static ql_status check_bits(const char *name, int bits) {
+    return bits == 2 || bits == 3 || bits == 4 || bits == 8
+               ? QL_OK
+               : ql_fail(QL_INVALID, "%s: %d bits, expected 2, 3, 4 or 8", name, bits);
+}
+
+/* The grid of a weight [n][k]. */
+static ql_status check_grid(const char *name, const ql_grid *grid, int64_t n, int64_t k) {
+    QL_TRY(check_host(name, grid));
+    QL_TRY(check_bits(name, grid->bits));
+    QL_TRY(ql_context(check_positive("group", grid->group), "%s", name));
+    int64_t groups = ql_groups(k, grid->group);
+    QL_TRY(ql_context(check_mat("scale", grid->scale, QL_F32, n, groups), "%s", name));
+    QL_TRY(ql_context(check_mat("zero", grid->zero, QL_U8, n, groups), "%s", name));
+    return ql_context(check_optional("g_idx", grid->g_idx, QL_I32, 1, k), "%s", name);
+}
+
+/* ---- forward pass -------------------------------------------------------------------------------------------------------- */
+
+ql_status ql_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
+    QL_TRY(check_mat("gemm: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_positive("gemm: columns of x", x.cols));
+    QL_TRY(check_mat("gemm: w", w, QL_F32, ANY, x.cols));
+    QL_TRY(check_optional("gemm: bias", bias, QL_F32, 1, w.rows));
+    QL_TRY(check_mat("gemm: y", y, QL_F32, x.rows, w.rows));
+    return y.rows && y.cols ? ctx->ops->gemm(ctx, x, w, bias, y) : QL_OK;
+}
+
+ql_status ql_qgemm(ql_ctx *ctx, ql_mat x, const ql_qweight *w, ql_mat bias, ql_mat y) {
+    QL_TRY(check_host("qgemm: w", w));
+    QL_TRY(check_positive("qgemm: columns of w", w->k));
+    QL_TRY(check_mat("qgemm: x", x, QL_F32, ANY, w->k));
+    QL_TRY(check_grid("qgemm: grid", &w->grid, w->n, w->k));
+    QL_TRY(check_mat("qgemm: codes", w->codes, QL_I32, w->n, ql_packed_words(w->k, w->grid.bits)));
+    QL_TRY(check_optional("qgemm: bias", bias, QL_F32, 1, w->n));
+    QL_TRY(check_mat("qgemm: y", y, QL_F32, x.rows, w->n));
+    return y.rows && y.cols ? ctx->ops->qgemm(ctx, x, w, bias, y) : QL_OK;
+}
+
+ql_status ql_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x) {
+    QL_TRY(check_mat("embed: table", table, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("embed: ids", ids, QL_I32, 1, ANY));
+    QL_TRY(check_mat("embed: x", x, QL_F32, ids.cols, table.cols));
+    return x.rows && x.cols ? ctx->ops->embed(ctx, table, ids, x) : QL_OK;
+}
+
+ql_status ql_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_mat y) {
+    QL_TRY(check_mat("rmsnorm: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("rmsnorm: weight", weight, QL_F32, 1, ANY));
+    QL_TRY(check_positive("rmsnorm: columns of weight", weight.cols));
+    if (x.cols % weight.cols)
+        return ql_fail(QL_INVALID, "rmsnorm: x has %lld columns, expected a multiple of %lld, the columns of weight",
+                       (long long)x.cols, (long long)weight.cols);
+    QL_TRY(check_mat("rmsnorm: y", y, QL_F32, x.rows, x.cols));
+    return y.rows && y.cols ? ctx->ops->rmsnorm(ctx, x, weight, eps, y) : QL_OK;
+}
+
+ql_status ql_rope(ql_ctx *ctx, ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin) {
+    QL_TRY(check_mat("rope: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_positive("rope: heads", heads));
+    if (x.cols % heads || x.cols / heads % 2)
+        return ql_fail(QL_INVALID, "rope: x has %lld columns, expected %lld heads of an even size", (long long)x.cols,
+                       (long long)heads);
+    QL_TRY(check_mat("rope: position", position, QL_I32, 1, x.rows));
+    QL_TRY(check_mat("rope: cos", cos, QL_F32, ANY, x.cols / heads / 2));
+    QL_TRY(check_mat("rope: sin", sin, QL_F32, cos.rows, cos.cols));
+    return x.rows && x.cols ? ctx->ops->rope(ctx, x, heads, position, cos, sin) : QL_OK;
+}
+
+/* The sequences must cover rows 0 .. m-1, so that every row of the output is written. */
+static ql_status check_sequences(const int64_t *start, int64_t n_seq, int64_t m) {
+    QL_TRY(check_host("attention: start", start));
+    if (n_seq < 0) return ql_fail(QL_INVALID, "attention: %lld sequences", (long long)n_seq);
+    for (int64_t s = 0; s < n_seq; s++)
+        if (start[s + 1] < start[s])
+            return ql_fail(QL_INVALID, "attention: sequence %lld starts at row %lld and ends before row %lld",
+                           (long long)s, (long long)start[s], (long long)start[s + 1]);
+    if (start[0] != 0 || start[n_seq] != m)
+        return ql_fail(QL_INVALID, "attention: the sequences cover rows %lld .. %lld, q has 0 .. %lld",
+                       (long long)start[0], (long long)start[n_seq] - 1, (long long)m - 1);
+    return QL_OK;
+}
+
+ql_status ql_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, const int64_t *start,
+                       int64_t n_seq, ql_mat out) {
+    QL_TRY(check_host("attention: shape", shape));
+    QL_TRY(check_positive("attention: heads", shape->heads));
+    QL_TRY(check_positive("attention: kv_heads", shape->kv_heads));
+    if (shape->heads % shape->kv_heads)
+        return ql_fail(QL_INVALID, "attention: %lld heads are not a multiple of %lld kv_heads", (long long)shape->heads,
+                       (long long)shape->kv_heads);
+    if (shape->window < 0)
+        return ql_fail(QL_INVALID, "attention: window %lld, expected 0 or more", (long long)shape->window);
+    QL_TRY(check_mat("attention: q", q, QL_F32, ANY, ANY));
+    if (q.cols % shape->heads)
+        return ql_fail(QL_INVALID, "attention: q has %lld columns, expected a multiple of %lld heads",
+                       (long long)q.cols, (long long)shape->heads);
+    int64_t d = q.cols / shape->heads;
+    QL_TRY(check_positive("attention: head size", d));
+    QL_TRY(check_mat("attention: k", k, QL_F32, q.rows, shape->kv_heads * d));
+    QL_TRY(check_mat("attention: v", v, QL_F32, q.rows, shape->kv_heads * d));
+    QL_TRY(check_mat("attention: out", out, QL_F32, q.rows, q.cols));
+    QL_TRY(check_sequences(start, n_seq, q.rows));
+    return q.rows ? ctx->ops->attention(ctx, q, k, v, shape, start, n_seq, out) : QL_OK;
+}
+
+ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
+    QL_TRY(check_mat("swiglu: gate", gate, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("swiglu: up", up, QL_F32, gate.rows, gate.cols));
+    QL_TRY(check_mat("swiglu: y", y, QL_F32, gate.rows, gate.cols));
+    return y.rows && y.cols ? ctx->ops->swiglu(ctx, gate, up, y) : QL_OK;
+}
+
+ql_status ql_add(ql_ctx *ctx, ql_mat x, ql_mat y) {
+    QL_TRY(check_mat("add: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("add: y", y, QL_F32, x.rows, x.cols));
+    return x.rows && x.cols ? ctx->ops->add(ctx, x, y) : QL_OK;
+}
+
+ql_status ql_convert(ql_ctx *ctx, ql_mat src, ql_mat dst) {
+    QL_TRY(check_float("convert: src", src));
+    QL_TRY(check_float("convert: dst", dst));
+    QL_TRY(check_mat("convert: dst", dst, dst.dtype, src.rows, src.cols));
+    return src.rows && src.cols ? ctx->ops->convert(ctx, src, dst) : QL_OK;
+}
+
+ql_status ql_find_nonfinite(ql_ctx *ctx, ql_mat x, int64_t *index) {
+    QL_TRY(check_float("find_nonfinite: x", x));
+    QL_TRY(check_host("find_nonfinite: index", index));
+    *index = -1;
+    return x.rows && x.cols ? ctx->ops->find_nonfinite(ctx, x, index) : QL_OK;
+}
+
+/* ---- statistics ---------------------------------------------------------------------------------------------------------- */
+
+ql_status ql_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
+    QL_TRY(check_mat("hessian: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_hessian("hessian: h", h, x.cols));
+    return x.rows && x.cols ? ctx->ops->hessian(ctx, x, h) : QL_OK;
+}
+
+ql_status ql_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max) {
+    QL_TRY(check_mat("moments: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("moments: sum_sq", sum_sq, QL_F64, 1, x.cols));
+    QL_TRY(check_mat("moments: sum_abs", sum_abs, QL_F64, 1, x.cols));
+    QL_TRY(check_mat("moments: min", min, QL_F32, 1, x.cols));
+    QL_TRY(check_mat("moments: max", max, QL_F32, 1, x.cols));
+    return x.rows && x.cols ? ctx->ops->moments(ctx, x, sum_sq, sum_abs, min, max) : QL_OK;
+}
+
+ql_status ql_abs_hist(ql_ctx *ctx, ql_mat x, ql_mat count) {
+    QL_TRY(check_mat("abs_hist: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("abs_hist: count", count, QL_U64, 1, 32768));
+    return x.rows && x.cols ? ctx->ops->abs_hist(ctx, x, count) : QL_OK;
+}
+
+/* ---- measures ------------------------------------------------------------------------------------------------------------ */
+
+ql_status ql_loss(ql_ctx *ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm) {
+    QL_TRY(check_mat("loss: w", w, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("loss: q", q, QL_F32, w.rows, w.cols));
+    if (ql_is_present(h)) QL_TRY(check_hessian("loss: h", h, w.cols));
+    QL_TRY(check_host("loss: loss", loss));
+    QL_TRY(check_host("loss: norm", norm));
+    *loss = *norm = 0;
+    return w.rows && w.cols ? ctx->ops->loss(ctx, w, q, h, loss, norm) : QL_OK;
+}
+
+ql_status ql_nll(ql_ctx *ctx, ql_mat logits, ql_mat target, ql_mat nll) {
+    QL_TRY(check_mat("nll: logits", logits, QL_F32, ANY, ANY));
+    QL_TRY(check_positive("nll: columns of logits", logits.cols));
+    QL_TRY(check_mat("nll: target", target, QL_I32, 1, logits.rows));
+    QL_TRY(check_mat("nll: nll", nll, QL_F64, 1, logits.rows));
+    return logits.rows ? ctx->ops->nll(ctx, logits, target, nll) : QL_OK;
+}
+
+ql_status ql_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same) {
+    QL_TRY(check_mat("kld: base", base, QL_F32, ANY, ANY));
+    QL_TRY(check_positive("kld: columns of base", base.cols));
+    QL_TRY(check_mat("kld: logits", logits, QL_F32, base.rows, base.cols));
+    QL_TRY(check_mat("kld: kld", kld, QL_F64, 1, base.rows));
+    QL_TRY(check_mat("kld: same", same, QL_U8, 1, base.rows));
+    return base.rows ? ctx->ops->kld(ctx, base, logits, kld, same) : QL_OK;
+}
