@@ -18,9 +18,9 @@ const char *checkpoint_dir(const checkpoint *ck);
 const json_t *checkpoint_config(const checkpoint *ck); /* config.json, parsed */
 
 int64_t checkpoint_count(const checkpoint *ck);
-const st_tensor *checkpoint_at(const checkpoint *ck, int64_t i); /* sorted by name */
+const st_tensor *checkpoint_at(const checkpoint *ck, int64_t i);          /* sorted by name */
 const st_tensor *checkpoint_find(const checkpoint *ck, const char *name); /* NULL if there is none */
-uint64_t checkpoint_bytes(const checkpoint *ck); /* of all tensors */
+uint64_t checkpoint_bytes(const checkpoint *ck);                          /* of all tensors */
 
 /* Raw bytes (tensor->size) of one tensor. */
 ql_status checkpoint_read(const checkpoint *ck, const st_tensor *tensor, void *data);

@@ -13,14 +13,19 @@
 ql_status ql_json_parse(const char *place, const char *text, size_t size, json_t **document);
 ql_status ql_json_load(const char *path, size_t limit, json_t **document);
 
-ql_status ql_json_int(const json_t *object, const char *place, const char *key, int64_t least, int64_t most, int64_t *value);
-ql_status ql_json_real(const json_t *object, const char *place, const char *key, double least, double most, double *value);
+ql_status ql_json_int(const json_t *object, const char *place, const char *key, int64_t least, int64_t most,
+                      int64_t *value);
+ql_status ql_json_real(const json_t *object, const char *place, const char *key, double least, double most,
+                       double *value);
 ql_status ql_json_bool(const json_t *object, const char *place, const char *key, bool *value);
-ql_status ql_json_string(const json_t *object, const char *place, const char *key, const char **value); /* lives as long as object */
+ql_status ql_json_string(const json_t *object, const char *place, const char *key,
+                         const char **value); /* lives as long as object */
 
 /* The same, but an absent or null key leaves *value as it is. */
-ql_status ql_json_int_or(const json_t *object, const char *place, const char *key, int64_t least, int64_t most, int64_t *value);
-ql_status ql_json_real_or(const json_t *object, const char *place, const char *key, double least, double most, double *value);
+ql_status ql_json_int_or(const json_t *object, const char *place, const char *key, int64_t least, int64_t most,
+                         int64_t *value);
+ql_status ql_json_real_or(const json_t *object, const char *place, const char *key, double least, double most,
+                          double *value);
 ql_status ql_json_bool_or(const json_t *object, const char *place, const char *key, bool *value);
 ql_status ql_json_string_or(const json_t *object, const char *place, const char *key, const char **value);
 

@@ -10,11 +10,11 @@ typedef struct qmodule {
     const char *name; /* "model.layers.0.self_attn.q_proj" */
     int64_t n, k;
     int bits;
-    int64_t group;     /* inputs per group, already resolved: never -1 */
-    uint32_t *codes;   /* [n][ql_packed_words(k, bits)], the stream of ql_qweight */
-    float *scale;      /* [n][G], FP16-representable */
-    uint8_t *zero;     /* [n][G] */
-    int32_t *g_idx;    /* [k], NULL: k / group */
+    int64_t group;   /* inputs per group, already resolved: never -1 */
+    uint32_t *codes; /* [n][ql_packed_words(k, bits)], the stream of ql_qweight */
+    float *scale;    /* [n][G], FP16-representable */
+    uint8_t *zero;   /* [n][G] */
+    int32_t *g_idx;  /* [k], NULL: k / group */
 } qmodule;
 
 /* What the whole checkpoint says about itself. */
@@ -22,7 +22,7 @@ typedef struct layout_scheme {
     int bits;
     int64_t group; /* -1: one group per row */
     bool symmetric, desc_act, static_groups, true_sequential;
-    int version;   /* GPTQ: 1 or 2 */
+    int version; /* GPTQ: 1 or 2 */
     double damp;
     const char *const *skipped; /* module names left in 16 bits, NULL-terminated, may be NULL */
 } layout_scheme;
@@ -42,8 +42,8 @@ ql_status layout_gptq_config(const layout_scheme *scheme, json_t **quantization_
 
 /* Reads the scheme of a directory (config.json or quantize_config.json) and one module. */
 ql_status layout_gptq_scheme(const checkpoint *ck, layout_scheme *out);
-ql_status layout_gptq_decode(const checkpoint *ck, const layout_scheme *scheme, const char *module, int64_t n, int64_t k,
-                             ql_arena *arena, qmodule *out);
+ql_status layout_gptq_decode(const checkpoint *ck, const layout_scheme *scheme, const char *module, int64_t n,
+                             int64_t k, ql_arena *arena, qmodule *out);
 bool layout_gptq_has(const checkpoint *ck, const char *module); /* is this module quantized in the file? */
 
 /* May a Linear [n][k] be stored at all?  NULL if so, else the reason ("K = 100 is not a multiple of 32"). */

@@ -14,10 +14,11 @@ typedef enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_LLAMA3, R
 typedef struct rope_config {
     rope_kind kind;
     double theta, factor;
-    double low_freq_factor, high_freq_factor;           /* llama3 */
-    double beta_fast, beta_slow, attention_factor;      /* yarn; attention_factor already resolved (0.1 ln(factor) + 1, mscale) */
-    bool truncate;                                      /* yarn */
-    int64_t original_max_position;                      /* 0 if the config has none */
+    double low_freq_factor, high_freq_factor; /* llama3 */
+    double beta_fast, beta_slow,
+        attention_factor;          /* yarn; attention_factor already resolved (0.1 ln(factor) + 1, mscale) */
+    bool truncate;                 /* yarn */
+    int64_t original_max_position; /* 0 if the config has none */
 } rope_config;
 
 typedef struct model_config {
@@ -25,13 +26,13 @@ typedef struct model_config {
     char model_type[16], torch_dtype[16];
     int64_t vocab, hidden, intermediate, layers, heads, kv_heads, head_dim, max_position;
     double rms_eps;
-    bool attention_bias;   /* on q, k, v */
+    bool attention_bias;     /* on q, k, v */
     bool attention_out_bias; /* on o */
     bool mlp_bias, qk_norm, tied_embeddings;
-    int64_t sliding_window;   /* 0 = none */
-    bool *layer_is_sliding;   /* [layers], from layer_types or max_window_layers */
+    int64_t sliding_window; /* 0 = none */
+    bool *layer_is_sliding; /* [layers], from layer_types or max_window_layers */
     rope_config rope;
-    bool is_quantized;        /* quantization_config is present */
+    bool is_quantized; /* quantization_config is present */
 } model_config;
 
 /* place: for messages.  QL_FORMAT for values that cannot be, QL_MISMATCH for what qalib does not support. */

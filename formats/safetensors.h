@@ -18,7 +18,7 @@ enum { ST_MAX_RANK = 8 };
 typedef struct st_tensor {
     const char *name;
     const char *dtype_name; /* as in the file: "BF16", "F8_E4M3", ... */
-    ql_dtype dtype;         /* QL_DTYPE_COUNT if qalib has no such type (F8_E4M3, I16-less oddities): listed, not read */
+    ql_dtype dtype; /* QL_DTYPE_COUNT if qalib has no such type (F8_E4M3, I16-less oddities): listed, not read */
     int rank;
     int64_t shape[ST_MAX_RANK];
     uint64_t begin, size; /* bytes; begin counts from the start of the file */
@@ -28,8 +28,8 @@ typedef struct st_file {
     const char *path;
     st_tensor *tensors; /* in the order of their data */
     int64_t count;
-    json_t *metadata; /* object of strings, or NULL */
-    uint64_t header_size;      /* 8 + N */
+    json_t *metadata;     /* object of strings, or NULL */
+    uint64_t header_size; /* 8 + N */
     unsigned char header_sha256[32];
     ql_source *source;
 } st_file;
@@ -43,10 +43,12 @@ ql_status st_read(const st_file *file, const st_tensor *tensor, void *data); /* 
  * `tensors`: by element size descending, then by name, so that every tensor is aligned to its element.
  * metadata: object of strings; "format": "pt" is added. */
 typedef struct st_writer st_writer;
-ql_status st_writer_open(const char *path, st_tensor *tensors, int64_t count, const json_t *metadata, st_writer **writer);
+ql_status st_writer_open(const char *path, st_tensor *tensors, int64_t count, const json_t *metadata,
+                         st_writer **writer);
 ql_status st_writer_put(st_writer *writer, const st_tensor *tensor, const void *data);
-ql_status st_writer_commit(st_writer *writer, unsigned char sha256[32]); /* sha256 may be NULL; ends the writer either way */
-void st_writer_abort(st_writer *writer);                                 /* NULL is allowed */
+ql_status st_writer_commit(st_writer *writer,
+                           unsigned char sha256[32]); /* sha256 may be NULL; ends the writer either way */
+void st_writer_abort(st_writer *writer);              /* NULL is allowed */
 
 /* Bytes of the file that would be written: header included. */
 ql_status st_file_size(const st_tensor *tensors, int64_t count, const json_t *metadata, uint64_t *size);

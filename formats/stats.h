@@ -33,8 +33,8 @@ typedef struct stats_layer {
     uint64_t n_tokens, n_seq;
     char fingerprint[65];
     stats_site site[SITES];
-    int64_t kv_width;              /* kv_heads; 0 = not collected */
-    float *k_abs_max, *v_abs_max;  /* [kv_width] */
+    int64_t kv_width;             /* kv_heads; 0 = not collected */
+    float *k_abs_max, *v_abs_max; /* [kv_width] */
 } stats_layer;
 
 ql_status stats_path(ql_arena *arena, const char *dir, int64_t layer, char **path);

@@ -13,11 +13,11 @@
 
 typedef struct token_file {
     int64_t n_seq, seq_len, vocab;
-    int64_t n_tokens;      /* valid ones */
-    int32_t *ids;          /* all valid tokens, row after row, no padding */
-    int64_t *start;        /* [n_seq + 1]: row s holds ids[start[s]] .. ids[start[s+1] - 1] */
+    int64_t n_tokens; /* valid ones */
+    int32_t *ids;     /* all valid tokens, row after row, no padding */
+    int64_t *start;   /* [n_seq + 1]: row s holds ids[start[s]] .. ids[start[s+1] - 1] */
     char tokenizer_sha256[65];
-    char sha256[65];       /* of the file */
+    char sha256[65]; /* of the file */
 } token_file;
 
 /* Checks everything: ids in 0 .. vocab-1, lengths, padding, filters, and against HDF5 tricks (external storage and links,

@@ -34,7 +34,8 @@ static ql_status open_cuda(int device, int threads, ql_ctx **ctx) {
     return open_with(&cuda_ops, device, threads, ctx);
 #else
     (void)device, (void)threads, (void)ctx;
-    return ql_fail(QL_DEVICE, "this build of qalib has no CUDA backend; use --device cpu, or build where nvcc is found");
+    return ql_fail(QL_DEVICE,
+                   "this build of qalib has no CUDA backend; use --device cpu, or build where nvcc is found");
 #endif
 }
 

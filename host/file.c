@@ -68,10 +68,12 @@ static void free_file(ql_file *file) {
 
 /* Disk space is claimed before the work that fills it.  File systems without fallocate are written to as they are. */
 static ql_status reserve(ql_file *file, uint64_t size) {
-    if (ql_fault("allocate")) return ql_fail_errno("%s: cannot reserve %llu bytes", file->path, (unsigned long long)size);
+    if (ql_fault("allocate"))
+        return ql_fail_errno("%s: cannot reserve %llu bytes", file->path, (unsigned long long)size);
     if (size == 0) return QL_OK;
     if (size > INT64_MAX) return ql_fail(QL_DISK, "%s: a file of %llu bytes", file->path, (unsigned long long)size);
-    if (fallocate(file->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)size) != 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
+    if (fallocate(file->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)size) != 0 &&
+        (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
         return ql_fail_errno("%s: cannot reserve %llu bytes", file->path, (unsigned long long)size);
     return QL_OK;
 }
@@ -191,7 +193,8 @@ const char *ql_source_path(const ql_source *source) { return source->path; }
 ql_status ql_source_read(ql_source *source, void *data, size_t size, uint64_t offset) {
     if (offset > source->size || size > source->size - offset)
         return ql_fail(QL_FORMAT, "%s: bytes %llu to %llu asked for, file has %llu", source->path,
-                       (unsigned long long)offset, (unsigned long long)(offset + size), (unsigned long long)source->size);
+                       (unsigned long long)offset, (unsigned long long)(offset + size),
+                       (unsigned long long)source->size);
     char *to = data;
     while (size > 0) {
         ssize_t got = ql_fault("read") ? -1 : pread(source->fd, to, size < (1u << 30) ? size : 1u << 30, (off_t)offset);
@@ -212,7 +215,8 @@ ql_status ql_file_load(const char *path, size_t limit, ql_arena *arena, char **d
     QL_TRY(ql_source_open(path, NULL, &source));
     ql_status status = QL_OK;
     if (source->size > limit)
-        status = ql_fail(QL_FORMAT, "%s: %llu bytes, at most %zu are allowed", path, (unsigned long long)source->size, limit);
+        status = ql_fail(QL_FORMAT, "%s: %llu bytes, at most %zu are allowed", path, (unsigned long long)source->size,
+                         limit);
     if (status == QL_OK) status = ql_take(arena, source->size + 1, 1, data);
     if (status == QL_OK) status = ql_source_read(source, *data, source->size, 0);
     *size = source->size;
@@ -238,7 +242,8 @@ ql_status ql_file_sha256(const char *path, unsigned char sha256[32]) {
     char *buffer = ql_malloc(STEP);
     EVP_MD_CTX *digest = EVP_MD_CTX_new();
     ql_status status = QL_OK;
-    if (!buffer || !digest || !EVP_DigestInit_ex(digest, EVP_sha256(), NULL)) status = ql_fail(QL_NOMEM, "%s: no memory", path);
+    if (!buffer || !digest || !EVP_DigestInit_ex(digest, EVP_sha256(), NULL))
+        status = ql_fail(QL_NOMEM, "%s: no memory", path);
     for (uint64_t at = 0; status == QL_OK && at < source->size; at += STEP) {
         size_t part = source->size - at < STEP ? (size_t)(source->size - at) : STEP;
         status = ql_source_read(source, buffer, part, at);
@@ -290,7 +295,8 @@ static int remove_entry(const char *path, const struct stat *info, int type, str
 
 ql_status ql_dir_remove(const char *path) {
     if (!ql_path_exists(path)) return QL_OK;
-    if (nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT) != 0) return ql_fail_errno("%s: cannot remove", path);
+    if (nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT) != 0)
+        return ql_fail_errno("%s: cannot remove", path);
     return QL_OK;
 }
 

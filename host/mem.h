@@ -43,7 +43,9 @@ void *ql_malloc(size_t size);
 void ql_mfree(void *data);
 
 /* Checked arithmetic: false on overflow. */
-static inline bool ql_mul_size(uint64_t a, uint64_t b, uint64_t *product) { return !__builtin_mul_overflow(a, b, product); }
+static inline bool ql_mul_size(uint64_t a, uint64_t b, uint64_t *product) {
+    return !__builtin_mul_overflow(a, b, product);
+}
 static inline bool ql_add_size(uint64_t a, uint64_t b, uint64_t *sum) { return !__builtin_add_overflow(a, b, sum); }
 
 #endif

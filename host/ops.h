@@ -19,7 +19,7 @@
     X(swiglu, (ql_ctx * ctx, ql_mat gate, ql_mat up, ql_mat y))                                                        \
     X(add, (ql_ctx * ctx, ql_mat x, ql_mat y))                                                                         \
     X(convert, (ql_ctx * ctx, ql_mat src, ql_mat dst))                                                                 \
-    X(find_nonfinite, (ql_ctx * ctx, ql_mat x, int64_t *index))                                                        \
+    X(find_nonfinite, (ql_ctx * ctx, ql_mat x, int64_t * index))                                                       \
     X(hessian, (ql_ctx * ctx, ql_mat x, ql_mat h))                                                                     \
     X(moments, (ql_ctx * ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max))                        \
     X(abs_hist, (ql_ctx * ctx, ql_mat x, ql_mat count))                                                                \
@@ -31,7 +31,7 @@
     X(factor, (ql_ctx * ctx, ql_mat h, ql_mat order, double shift, ql_mat r))                                          \
     X(gptq, (ql_ctx * ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes))                       \
     X(gptq_literature, (ql_ctx * ctx, ql_mat w, ql_mat h, double scale, int symmetric, ql_act_order order,             \
-                        ql_grid *grid, ql_mat codes))                                                                                 \
+                        ql_grid *grid, ql_mat codes))                                                                  \
     X(loss, (ql_ctx * ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm))                                  \
     X(nll, (ql_ctx * ctx, ql_mat logits, ql_mat target, ql_mat nll))                                                   \
     X(kld, (ql_ctx * ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same))

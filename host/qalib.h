@@ -36,21 +36,21 @@ extern "C" {
 
 /* ---- status: name, exit code of the programs, meaning -------------------------------------------------------------- */
 
-#define QL_STATUSES(X)                                                                        \
-    X(QL_OK, 0, "success")                                                                    \
-    X(QL_USAGE, 64, "the command line cannot be understood")                                  \
-    X(QL_FORMAT, 65, "input data are malformed, damaged or contradictory")                    \
-    X(QL_MISSING, 66, "an input does not exist")                                              \
-    X(QL_DEVICE, 69, "a device or service is not available")                                  \
-    X(QL_UNSUPPORTED, 69, "no implementation for this type, shape or device")                 \
-    X(QL_INVALID, 70, "a library call had invalid arguments")                                 \
-    X(QL_NUMERIC, 70, "a matrix is not positive definite, or a result is not finite")         \
-    X(QL_INTERNAL, 70, "a defect in qalib")                                                   \
-    X(QL_NOMEM, 71, "out of memory")                                                          \
-    X(QL_DISK, 73, "an output cannot be created: it exists, is locked, or the disk is full")  \
-    X(QL_IO, 74, "reading or writing failed")                                                 \
-    X(QL_INTERRUPTED, 75, "stopped by a signal; the job can be resumed")                      \
-    X(QL_DENIED, 77, "permission denied")                                                     \
+#define QL_STATUSES(X)                                                                                                 \
+    X(QL_OK, 0, "success")                                                                                             \
+    X(QL_USAGE, 64, "the command line cannot be understood")                                                           \
+    X(QL_FORMAT, 65, "input data are malformed, damaged or contradictory")                                             \
+    X(QL_MISSING, 66, "an input does not exist")                                                                       \
+    X(QL_DEVICE, 69, "a device or service is not available")                                                           \
+    X(QL_UNSUPPORTED, 69, "no implementation for this type, shape or device")                                          \
+    X(QL_INVALID, 70, "a library call had invalid arguments")                                                          \
+    X(QL_NUMERIC, 70, "a matrix is not positive definite, or a result is not finite")                                  \
+    X(QL_INTERNAL, 70, "a defect in qalib")                                                                            \
+    X(QL_NOMEM, 71, "out of memory")                                                                                   \
+    X(QL_DISK, 73, "an output cannot be created: it exists, is locked, or the disk is full")                           \
+    X(QL_IO, 74, "reading or writing failed")                                                                          \
+    X(QL_INTERRUPTED, 75, "stopped by a signal; the job can be resumed")                                               \
+    X(QL_DENIED, 77, "permission denied")                                                                              \
     X(QL_MISMATCH, 78, "recipe, model or earlier work do not fit together")
 
 typedef enum ql_status {
@@ -73,17 +73,17 @@ QL_API const char *ql_version(void);
 /* ---- number formats and matrices ----------------------------------------------------------------------------------- */
 
 /* name, safetensors name, bytes per element */
-#define QL_DTYPES(X)     \
-    X(QL_F64, "F64", 8)  \
-    X(QL_F32, "F32", 4)  \
-    X(QL_F16, "F16", 2)  \
-    X(QL_BF16, "BF16", 2) \
-    X(QL_I64, "I64", 8)  \
-    X(QL_I32, "I32", 4)  \
-    X(QL_I16, "I16", 2)  \
-    X(QL_I8, "I8", 1)    \
-    X(QL_U64, "U64", 8)  \
-    X(QL_U8, "U8", 1)    \
+#define QL_DTYPES(X)                                                                                                   \
+    X(QL_F64, "F64", 8)                                                                                                \
+    X(QL_F32, "F32", 4)                                                                                                \
+    X(QL_F16, "F16", 2)                                                                                                \
+    X(QL_BF16, "BF16", 2)                                                                                              \
+    X(QL_I64, "I64", 8)                                                                                                \
+    X(QL_I32, "I32", 4)                                                                                                \
+    X(QL_I16, "I16", 2)                                                                                                \
+    X(QL_I8, "I8", 1)                                                                                                  \
+    X(QL_U64, "U64", 8)                                                                                                \
+    X(QL_U8, "U8", 1)                                                                                                  \
     X(QL_BOOL, "BOOL", 1)
 
 typedef enum ql_dtype {
@@ -93,8 +93,8 @@ typedef enum ql_dtype {
         QL_DTYPE_COUNT
 } ql_dtype;
 
-QL_API const char *ql_dtype_name(ql_dtype dtype);   /* "BF16" */
-QL_API size_t ql_dtype_size(ql_dtype dtype);        /* bytes per element */
+QL_API const char *ql_dtype_name(ql_dtype dtype); /* "BF16" */
+QL_API size_t ql_dtype_size(ql_dtype dtype);      /* bytes per element */
 
 /* A row-major view: element (r, c) lies at data[r * ld + c].  ld >= cols, in elements.  A vector is one row.
  * data == NULL means "absent" where a parameter is optional. */
@@ -132,8 +132,8 @@ typedef struct ql_ctx ql_ctx;
 QL_API ql_status ql_ctx_open(const char *device, int threads, ql_ctx **ctx);
 QL_API void ql_ctx_close(ql_ctx *ctx); /* NULL is allowed */
 
-QL_API const char *ql_ctx_device(const ql_ctx *ctx);    /* "cpu" or "cuda:0" */
-QL_API const char *ql_ctx_describe(const ql_ctx *ctx);  /* processor or GPU, and the libraries in use */
+QL_API const char *ql_ctx_device(const ql_ctx *ctx);   /* "cpu" or "cuda:0" */
+QL_API const char *ql_ctx_describe(const ql_ctx *ctx); /* processor or GPU, and the libraries in use */
 QL_API int ql_ctx_threads(const ql_ctx *ctx);
 
 /* Device memory, 256-byte aligned; QL_NOMEM with needed and free bytes if there is not enough. */

@@ -18,8 +18,7 @@
 #define assert_ok(call)                                                                                                \
     do {                                                                                                               \
         ql_status test_status = (call);                                                                                \
-        if (test_status != QL_OK)                                                                                      \
-            fail_msg("%s: %s: %s", #call, ql_status_name(test_status), ql_last_error());                               \
+        if (test_status != QL_OK) fail_msg("%s: %s: %s", #call, ql_status_name(test_status), ql_last_error());         \
     } while (0)
 
 /* A call that must fail with this status, and with a sentence that contains `words`. */

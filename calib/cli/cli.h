@@ -24,8 +24,10 @@ typedef struct cli cli;
 
 typedef struct cli_command {
     const char *name, *summary;
-    const char *positional; /* "PATH" if one positional argument is taken (required), "PATH..." if one or more, NULL if none */
-    const cli_option *options; /* ends with a NULL name; the common ones (--help, --json, --device, --threads, ...) are added */
+    const char
+        *positional; /* "PATH" if one positional argument is taken (required), "PATH..." if one or more, NULL if none */
+    const cli_option
+        *options; /* ends with a NULL name; the common ones (--help, --json, --device, --threads, ...) are added */
     const char *details, *examples;
     ql_status (*run)(const cli *args);
 } cli_command;
@@ -45,6 +47,7 @@ ql_status cli_open_ctx(const cli *args, ql_ctx **ctx);
  * process at once.  The exit code is 130 or 143 for the signals of those names, 75 for SIGUSR1. */
 ql_status cli_check_signal(void);
 
-extern const cli_command cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_eval, cmd_inspect, cmd_verify, cmd_plan, cmd_doctor, cmd_stats;
+extern const cli_command cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_eval, cmd_inspect, cmd_verify, cmd_plan,
+    cmd_doctor, cmd_stats;
 
 #endif

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Installs what building and testing need, from Debian's packages; prints what it does, does nothing where nothing is missing.
+#   scripts/setup.sh          to build and run
+#   scripts/setup.sh --test   also what scripts/test.sh uses (clang, sanitizers, formatter)
+# CUDA is not installed: where nvcc is found the CUDA backend is built, elsewhere the CPU backend is complete.
+set -euo pipefail
+
+packages=(build-essential cmake ninja-build pkg-config libopenblas-dev liblapack-dev libhdf5-dev libjansson-dev libyaml-dev
+    libpcre2-dev libssl-dev python3 python3-venv)
+if [ "${1:-}" = --test ]; then
+    packages+=(ccache clang clang-format libclang-rt-14-dev libomp-14-dev libcmocka-dev git)
+elif [ $# -gt 0 ]; then
+    echo "usage: scripts/setup.sh [--test]" >&2
+    exit 64
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -eq 0 ]; then
+    echo "setup: all ${#packages[@]} packages are installed"
+    exit 0
+fi
+
+as_root=()
+[ "$(id -u)" -eq 0 ] || as_root=(sudo)
+echo "setup: installing ${missing[*]}"
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+echo "setup: done"
