@@ -1,2 +1,226 @@
-/* The GPU as a device. */
-#include "host/ops.h"
+/* A GPU as a device: opening it, its memory, copies, and what its errors mean.
+ *
+ * A context owns one stream; operations are enqueued there and only those that return something to host memory wait.
+ * Errors of a kernel that ran astray are sticky: the process cannot use the GPU again, which is why jobs run in processes. */
+#include "cuda/device.cuh"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static __global__ void probe_kernel() {}
+
+static int major(int version) { return version / 1000; }
+static int minor(int version) { return version % 1000 / 10; }
+
+/* A missing driver, an old one and a hidden GPU need different remedies, so they get different sentences. */
+static ql_status no_device(cudaError_t error) {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    cudaGetLastError();
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    if (driver == 0)
+        return ql_fail(QL_DEVICE,
+                       "no usable NVIDIA driver was found on this machine (CUDA %d.%d needs one); use --device cpu",
+                       major(runtime), minor(runtime));
+    if (error == cudaErrorInsufficientDriver)
+        return ql_fail(QL_DEVICE,
+                       "the NVIDIA driver serves CUDA up to %d.%d, this program needs %d.%d: update the driver",
+                       major(driver), minor(driver), major(runtime), minor(runtime));
+    if (visible && (error == cudaSuccess || error == cudaErrorNoDevice))
+        return ql_fail(QL_DEVICE, "the NVIDIA driver (CUDA %d.%d) shows no GPU; CUDA_VISIBLE_DEVICES is \"%s\"",
+                       major(driver), minor(driver), visible);
+    return ql_fail(QL_DEVICE, "the NVIDIA driver (CUDA %d.%d) shows no usable GPU: %s (%s)", major(driver),
+                   minor(driver), cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+static ql_status choose_device(int device) {
+    int count = 0;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0) return no_device(error);
+    if (device >= count)
+        return ql_fail(QL_DEVICE, "cuda:%d does not exist: this machine shows %d GPU%s", device, count,
+                       count == 1 ? "" : "s");
+    CUDA_TRY(cudaSetDevice(device));
+    cudaDeviceProp properties;
+    CUDA_TRY(cudaGetDeviceProperties(&properties, device));
+    cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, probe_kernel) != cudaSuccess) {
+        cudaGetLastError();
+        return ql_fail(QL_DEVICE, "cuda:%d is %s with compute capability %d.%d; the kernels need 8.0 or newer", device,
+                       properties.name, properties.major, properties.minor);
+    }
+    return QL_OK;
+}
+
+static ql_status describe(ql_ctx *ctx, int device) {
+    cudaDeviceProp properties;
+    int driver = 0, runtime = 0;
+    CUDA_TRY(cudaGetDeviceProperties(&properties, device));
+    CUDA_TRY(cudaDriverGetVersion(&driver));
+    CUDA_TRY(cudaRuntimeGetVersion(&runtime));
+    snprintf(ctx->device, sizeof ctx->device, "cuda:%d", device);
+    snprintf(ctx->description, sizeof ctx->description,
+             "%.80s, compute capability %d.%d, %.1f GiB, driver for CUDA %d.%d, runtime %d.%d, cuBLASLt %zu",
+             properties.name, properties.major, properties.minor, (double)properties.totalGlobalMem / (1u << 30),
+             major(driver), minor(driver), major(runtime), minor(runtime), cublasLtGetVersion());
+    return QL_OK;
+}
+
+static ql_status open_libraries(ql_cuda *gpu) {
+    CUDA_TRY(cudaStreamCreateWithFlags(&gpu->stream, cudaStreamNonBlocking));
+    BLAS_TRY(cublasLtCreate(&gpu->blas));
+    CUDA_TRY(cudaMalloc(&gpu->workspace, WORKSPACE));
+    return QL_OK;
+}
+
+ql_status ql_cuda_open(ql_ctx *ctx, int device) {
+    QL_TRY(choose_device(device));
+    QL_TRY(describe(ctx, device));
+    ql_cuda *gpu = (ql_cuda *)ql_malloc(sizeof *gpu);
+    if (!gpu) return ql_fail(QL_NOMEM, "no memory for the state of cuda:%d", device);
+    memset(gpu, 0, sizeof *gpu);
+    gpu->device = device;
+    ctx->state = gpu;
+    if (ctx->threads == 0) ctx->threads = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    ql_status status = open_libraries(gpu);
+    if (status != QL_OK) ql_cuda_close(ctx);
+    return status;
+}
+
+/* Every step on its own, so that a context that was opened half way is closed as well; after a sticky fault they all fail. */
+ql_status ql_cuda_close(ql_ctx *ctx) {
+    ql_cuda *gpu = (ql_cuda *)ctx->state;
+    cudaSetDevice(gpu->device);
+    if (gpu->solver_options) cusolverDnDestroyParams(gpu->solver_options);
+    if (gpu->solver) cusolverDnDestroy(gpu->solver);
+    cudaFree(gpu->scratch);
+    cudaFree(gpu->workspace);
+    if (gpu->blas) cublasLtDestroy(gpu->blas);
+    if (gpu->stream) cudaStreamDestroy(gpu->stream);
+    cudaGetLastError();
+    ql_mfree(gpu);
+    ctx->state = NULL;
+    return QL_OK;
+}
+
+ql_status ql_cuda_use(ql_ctx *ctx, ql_cuda **gpu) {
+    *gpu = (ql_cuda *)ctx->state;
+    CUDA_TRY(cudaSetDevice((*gpu)->device));
+    return QL_OK;
+}
+
+/* ---- memory ---------------------------------------------------------------------------------------------------------------- */
+
+static ql_status drop_scratch(ql_cuda *gpu) {
+    CUDA_TRY(cudaStreamSynchronize(gpu->stream));
+    CUDA_TRY(cudaFree(gpu->scratch));
+    gpu->scratch = NULL;
+    gpu->scratch_bytes = 0;
+    return QL_OK;
+}
+
+static ql_status allocate(ql_cuda *gpu, size_t bytes, void **data) {
+    cudaError_t error = cudaMalloc(data, bytes ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation && gpu->scratch) {
+        cudaGetLastError();
+        QL_TRY(drop_scratch(gpu));
+        error = cudaMalloc(data, bytes);
+    }
+    if (error != cudaErrorMemoryAllocation) {
+        CUDA_TRY_AS(error, "cudaMalloc");
+        return QL_OK;
+    }
+    size_t available = 0, total = 0;
+    cudaGetLastError();
+    cudaMemGetInfo(&available, &total);
+    return ql_fail(QL_NOMEM, "no memory on cuda:%d: %zu bytes needed, %zu of %zu free", gpu->device, bytes, available,
+                   total);
+}
+
+ql_status ql_cuda_scratch(ql_cuda *gpu, size_t bytes, void **data) {
+    if (bytes > gpu->scratch_bytes) {
+        QL_TRY(drop_scratch(gpu));
+        QL_TRY(allocate(gpu, bytes, &gpu->scratch));
+        gpu->scratch_bytes = bytes;
+    }
+    *data = gpu->scratch;
+    return QL_OK;
+}
+
+ql_status ql_cuda_alloc(ql_ctx *ctx, size_t bytes, void **data) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    return allocate(gpu, bytes, data);
+}
+
+/* Waits for the operations that still use the memory (cudaFree would not know of them on another thread's stream). */
+ql_status ql_cuda_free(ql_ctx *ctx, void *data) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    CUDA_TRY(cudaStreamSynchronize(gpu->stream));
+    CUDA_TRY(cudaFree(data));
+    return QL_OK;
+}
+
+/* Both wait: the caller may reuse or read its memory at once, pageable or pinned. */
+ql_status ql_cuda_upload(ql_ctx *ctx, void *device, const void *host, size_t bytes) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    CUDA_TRY(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, gpu->stream));
+    return ql_cuda_sync(ctx);
+}
+
+ql_status ql_cuda_download(ql_ctx *ctx, void *host, const void *device, size_t bytes) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    CUDA_TRY(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, gpu->stream));
+    return ql_cuda_sync(ctx);
+}
+
+ql_status ql_cuda_sync(ql_ctx *ctx) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    CUDA_TRY(cudaStreamSynchronize(gpu->stream));
+    return QL_OK;
+}
+
+/* ---- failures ---------------------------------------------------------------------------------------------------------- */
+
+static bool is_sticky(cudaError_t error) {
+    switch (error) {
+    case cudaErrorIllegalAddress:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorHardwareStackError:
+    case cudaErrorLaunchFailure:
+    case cudaErrorAssert: return true;
+    default: return false;
+    }
+}
+
+ql_status ql_cuda_fault(cudaError_t error, const char *call) {
+    const char *name = cudaGetErrorName(error), *text = cudaGetErrorString(error);
+    cudaGetLastError(); /* an error that is not sticky must not be reported again by the next launch */
+    if (error == cudaErrorMemoryAllocation) {
+        size_t available = 0, total = 0;
+        cudaMemGetInfo(&available, &total);
+        return ql_fail(QL_NOMEM, "%s: no memory on the GPU, %zu of %zu bytes free", call, available, total);
+    }
+    if (is_sticky(error))
+        return ql_fail(QL_INTERNAL, "%s: %s (%s): a kernel went astray, this process cannot use the GPU again", call,
+                       text, name);
+    return ql_fail(QL_DEVICE, "%s: %s (%s)", call, text, name);
+}
+
+ql_status ql_cuda_blas_fault(cublasStatus_t status, const char *call) {
+    ql_status kind = status == CUBLAS_STATUS_ALLOC_FAILED    ? QL_NOMEM
+                     : status == CUBLAS_STATUS_NOT_SUPPORTED ? QL_UNSUPPORTED
+                     : status == CUBLAS_STATUS_INVALID_VALUE ? QL_INTERNAL
+                                                             : QL_DEVICE;
+    return ql_fail(kind, "%s: %s", call, cublasLtGetStatusName(status));
+}

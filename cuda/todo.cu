@@ -1,5 +1,9 @@
 /* Operations that the CUDA backend does not have yet. */
-#include "host/ops.h"
-#define TODO(name, parameters) extern "C" ql_status ql_cuda_##name parameters { return QL_UNSUPPORTED; }
-QL_DEVICE_OPS(TODO)
-QL_OPS(TODO)
+#include "cuda/device.cuh"
+
+#pragma nv_diag_suppress 177
+#define TODO(name, parameters)                                                                                         \
+    ql_status ql_cuda_##name parameters { return ql_fail(QL_UNSUPPORTED, "%s: not on CUDA yet", #name); }
+TODO(grid_search, (ql_ctx * ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid))
+TODO(gptq_literature,
+     (ql_ctx * ctx, ql_mat w, ql_mat h, double scale, int symmetric, ql_act_order order, ql_grid *grid, ql_mat codes))

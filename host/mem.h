@@ -14,6 +14,10 @@
 
 #include "host/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct ql_arena ql_arena;
 typedef struct ql_mark {
     void *chunk;
@@ -41,6 +45,10 @@ ql_status ql_arena_format(ql_arena *arena, char **text, const char *format, ...)
 /* malloc and free with fault injection, for libraries that take allocators (jansson). */
 void *ql_malloc(size_t size);
 void ql_mfree(void *data);
+
+#ifdef __cplusplus
+}
+#endif
 
 /* Checked arithmetic: false on overflow. */
 static inline bool ql_mul_size(uint64_t a, uint64_t b, uint64_t *product) {

@@ -12,6 +12,10 @@
 
 #include "host/qalib.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Records the sentence and returns `status`. */
 ql_status ql_fail(ql_status status, const char *format, ...) __attribute__((format(printf, 2, 3), cold));
 
@@ -21,6 +25,10 @@ ql_status ql_fail_errno(const char *format, ...) __attribute__((format(printf, 1
 
 /* Puts "context: " before the sentence of a failure and returns `status` unchanged; QL_OK passes through. */
 ql_status ql_context(ql_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+#ifdef __cplusplus
+}
+#endif
 
 #define QL_TRY(expression)                                                                                             \
     do {                                                                                                               \

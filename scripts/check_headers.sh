@@ -15,7 +15,7 @@ cuda="CUDA skipped: no nvcc"
 if command -v nvcc >/dev/null; then
     file=$(mktemp --suffix=.cu)
     trap 'rm -f "$file"' EXIT
-    printf '%s\n' '#include "host/num.h"' '#include "host/rng.h"' "$use" >"$file"
+    printf '%s\n' '#include "host/index.h"' '#include "host/rng.h"' "$use" >"$file"
     nvcc -std=c++17 -I. -Werror all-warnings -arch=sm_80 -c -o /dev/null "$file"
     cuda="and CUDA"
 fi

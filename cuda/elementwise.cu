@@ -1,0 +1,127 @@
+/* Operations on single elements: embedding, rotary embedding, SwiGLU, addition, conversion, search for what is not finite.
+ *
+ * One block per row, its threads side by side along the columns: loads coalesce, and no element needs a division to find its
+ * row.  All are limited by memory; vector loads would help rows that are aligned, which views need not be.
+ * Twin: host/cpu/elementwise.c.  expf differs from the CPU's in the last place, everything else is bit for bit the same. */
+#include "cuda/device.cuh"
+
+enum { THREADS = 256 };
+
+/* ---- x[i] = table[ids[i]] ------------------------------------------------------------------------------------------------ */
+
+static __global__ void embed_kernel(ql_mat table, ql_mat ids, ql_mat x) {
+    const float *from = row_of<float>(table, row_of<int32_t>(ids, 0)[blockIdx.x]);
+    float *to = row_of<float>(x, blockIdx.x);
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) to[j] = from[j];
+}
+
+ql_status ql_cuda_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    LAUNCH(gpu, embed_kernel, x.rows, THREADS, table, ids, x);
+    return QL_OK;
+}
+
+/* ---- rotary embedding: element i of a head turns with element i + d/2 -------------------------------------------------- */
+
+static __global__ void rope_kernel(ql_mat x, ql_mat position, ql_mat cos, ql_mat sin) {
+    int64_t half = cos.cols, pairs = x.cols / 2, at = row_of<int32_t>(position, 0)[blockIdx.x];
+    const float *c = row_of<float>(cos, at), *s = row_of<float>(sin, at);
+    float *row = row_of<float>(x, blockIdx.x);
+    for (int64_t p = threadIdx.x; p < pairs; p += THREADS) {
+        int64_t head = p / half, i = p % half;
+        float *a = row + head * 2 * half + i, *b = a + half;
+        float first = *a, second = *b;
+        *a = first * c[i] - second * s[i];
+        *b = second * c[i] + first * s[i];
+    }
+}
+
+ql_status ql_cuda_rope(ql_ctx *ctx, ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin) {
+    (void)heads; /* x.cols / (2 cos.cols), checked at the door */
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    LAUNCH(gpu, rope_kernel, x.rows, THREADS, x, position, cos, sin);
+    return QL_OK;
+}
+
+/* ---- y = gate / (1 + exp(-gate)) * up,   x += y -------------------------------------------------------------------------- */
+
+static __global__ void swiglu_kernel(ql_mat gate, ql_mat up, ql_mat y) {
+    const float *g = row_of<float>(gate, blockIdx.x), *u = row_of<float>(up, blockIdx.x);
+    float *to = row_of<float>(y, blockIdx.x);
+    for (int64_t j = threadIdx.x; j < y.cols; j += THREADS) to[j] = g[j] / (1.0f + expf(-g[j])) * u[j];
+}
+
+ql_status ql_cuda_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    LAUNCH(gpu, swiglu_kernel, y.rows, THREADS, gate, up, y);
+    return QL_OK;
+}
+
+static __global__ void add_kernel(ql_mat x, ql_mat y) {
+    float *to = row_of<float>(x, blockIdx.x);
+    const float *from = row_of<float>(y, blockIdx.x);
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) to[j] += from[j];
+}
+
+ql_status ql_cuda_add(ql_ctx *ctx, ql_mat x, ql_mat y) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    LAUNCH(gpu, add_kernel, x.rows, THREADS, x, y);
+    return QL_OK;
+}
+
+/* ---- conversion ------------------------------------------------------------------------------------------------------------ */
+
+/* The type is the same for all threads, so the branches cost nothing beside the loads, and one kernel serves 16 pairs. */
+static __device__ double load_float(ql_mat mat, int64_t row, int64_t col) {
+    switch (mat.dtype) {
+    case QL_F64: return row_of<double>(mat, row)[col];
+    case QL_F32: return row_of<float>(mat, row)[col];
+    case QL_F16: return ql_f16_to_f32(row_of<uint16_t>(mat, row)[col]);
+    default: return ql_bf16_to_f32(row_of<uint16_t>(mat, row)[col]);
+    }
+}
+
+static __device__ void store_float(ql_mat mat, int64_t row, int64_t col, double x) {
+    switch (mat.dtype) {
+    case QL_F64: row_of<double>(mat, row)[col] = x; return;
+    case QL_F32: row_of<float>(mat, row)[col] = (float)x; return;
+    case QL_F16: row_of<uint16_t>(mat, row)[col] = ql_f32_to_f16((float)x); return;
+    default: row_of<uint16_t>(mat, row)[col] = ql_f32_to_bf16((float)x); return;
+    }
+}
+
+static __global__ void convert_kernel(ql_mat src, ql_mat dst) {
+    for (int64_t j = threadIdx.x; j < src.cols; j += THREADS)
+        store_float(dst, blockIdx.x, j, load_float(src, blockIdx.x, j));
+}
+
+ql_status ql_cuda_convert(ql_ctx *ctx, ql_mat src, ql_mat dst) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    LAUNCH(gpu, convert_kernel, src.rows, THREADS, src, dst);
+    return QL_OK;
+}
+
+/* ---- the first NaN or infinity --------------------------------------------------------------------------------------------- */
+
+static __global__ void find_nonfinite_kernel(ql_mat x, unsigned long long *first) {
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
+        if (!isfinite(load_float(x, blockIdx.x, j))) {
+            atomicMin(first, (unsigned long long)(blockIdx.x * x.cols + j));
+            return; /* this thread's later columns cannot be first */
+        }
+}
+
+ql_status ql_cuda_find_nonfinite(ql_ctx *ctx, ql_mat x, int64_t *index) {
+    ql_cuda *gpu;
+    unsigned long long *first;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(ql_cuda_scratch(gpu, sizeof *first, (void **)&first));
+    CUDA_TRY(cudaMemsetAsync(first, 0xff, sizeof *first, gpu->stream)); /* the largest index, and -1 in *index */
+    LAUNCH(gpu, find_nonfinite_kernel, x.rows, THREADS, x, first);
+    return ql_cuda_download(ctx, index, first, sizeof *index);
+}

@@ -1,0 +1,115 @@
+/* Statistics of activations.   H += X^T X (upper triangle), moments per input, histogram of magnitudes.   X [m][k]
+ *
+ * cuBLASLt has no symmetric product, so H is made of panels of PANEL rows: what lies right of the diagonal block is one product
+ * that adds to H in place; the diagonal block goes through scratch, because the lower triangle of H must not be touched.  The
+ * waste is PANEL / k of the work.  In double, X is converted beforehand, a slice of rows at a time.
+ * Sums have a fixed order: the same X gives the same bits.   Twin: host/cpu/hessian.c. */
+#include "cuda/device.cuh"
+
+enum { PANEL = 1024, SLICE = 4096, THREADS = 256 };
+
+/* ---- H += X^T X -------------------------------------------------------------------------------------------------------------- */
+
+template <typename T> static __global__ void add_upper_kernel(ql_mat block, ql_mat h) {
+    const T *from = row_of<T>(block, blockIdx.x);
+    T *to = row_of<T>(h, blockIdx.x);
+    for (int64_t j = blockIdx.x + threadIdx.x; j < h.cols; j += THREADS) to[j] += from[j];
+}
+
+static __global__ void widen_kernel(ql_mat x, ql_mat wide) {
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
+        row_of<double>(wide, blockIdx.x)[j] = row_of<float>(x, blockIdx.x)[j];
+}
+
+/* The panel of H that starts at row and column `first`. */
+static ql_status add_panel(ql_cuda *gpu, ql_mat x, ql_mat h, int64_t first, void *scratch) {
+    int64_t k = h.cols, size = k - first < PANEL ? k - first : PANEL, rest = k - first - size;
+    ql_mat left = ql_cols(x, first, size), block = ql_mat_of(scratch, h.dtype, size, size);
+    ql_mat diagonal = ql_cols(ql_rows(h, first, size), first, size);
+    QL_TRY(ql_cuda_product(gpu, 1, left, true, left, false, 0, block));
+    if (h.dtype == QL_F64) LAUNCH(gpu, add_upper_kernel<double>, size, THREADS, block, diagonal);
+    else LAUNCH(gpu, add_upper_kernel<float>, size, THREADS, block, diagonal);
+    if (rest == 0) return QL_OK;
+    ql_mat right = ql_cols(ql_rows(h, first, size), first + size, rest);
+    return ql_cuda_product(gpu, 1, left, true, ql_cols(x, first + size, rest), false, 1, right);
+}
+
+ql_status ql_cuda_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
+    ql_cuda *gpu;
+    char *scratch;
+    bool wide = h.dtype == QL_F64;
+    int64_t slice = wide && x.rows > SLICE ? SLICE : x.rows;
+    size_t bytes = 0, block_at = ql_cuda_piece(&bytes, (size_t)PANEL * PANEL * ql_dtype_size(h.dtype));
+    size_t wide_at = ql_cuda_piece(&bytes, wide ? (size_t)(slice * x.cols) * sizeof(double) : 0);
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(ql_cuda_scratch(gpu, bytes, (void **)&scratch));
+    for (int64_t row = 0; row < x.rows; row += slice) {
+        ql_mat part = ql_rows(x, row, x.rows - row < slice ? x.rows - row : slice);
+        if (wide) {
+            ql_mat doubles = ql_mat_of(scratch + wide_at, QL_F64, part.rows, part.cols);
+            LAUNCH(gpu, widen_kernel, part.rows, THREADS, part, doubles);
+            part = doubles;
+        }
+        for (int64_t first = 0; first < h.cols; first += PANEL)
+            QL_TRY(add_panel(gpu, part, h, first, scratch + block_at));
+    }
+    return QL_OK;
+}
+
+/* ---- moments ------------------------------------------------------------------------------------------------------------------ */
+
+/* A block owns 32 inputs; eight threads share the rows of each and the first of them adds up, always in the same order. */
+enum { SHARE = 8 };
+
+static __global__ void moments_kernel(ql_mat x, double *sum_sq, double *sum_abs, float *min, float *max) {
+    __shared__ double squares[SHARE][WARP], sums[SHARE][WARP];
+    __shared__ float lows[SHARE][WARP], highs[SHARE][WARP];
+    int lane = threadIdx.x % WARP, part = threadIdx.x / WARP;
+    int64_t column = (int64_t)blockIdx.x * WARP + lane;
+    double square = 0, sum = 0;
+    float low = INFINITY, high = -INFINITY;
+    for (int64_t row = part; column < x.cols && row < x.rows; row += SHARE) {
+        float value = row_of<float>(x, row)[column];
+        square += (double)value * value;
+        sum += fabs((double)value);
+        low = fminf(low, value);
+        high = fmaxf(high, value);
+    }
+    squares[part][lane] = square, sums[part][lane] = sum, lows[part][lane] = low, highs[part][lane] = high;
+    __syncthreads();
+    if (part || column >= x.cols) return;
+    for (int i = 1; i < SHARE; i++) {
+        square += squares[i][lane];
+        sum += sums[i][lane];
+        low = fminf(low, lows[i][lane]);
+        high = fmaxf(high, highs[i][lane]);
+    }
+    sum_sq[column] += square;
+    sum_abs[column] += sum;
+    min[column] = fminf(min[column], low);
+    max[column] = fmaxf(max[column], high);
+}
+
+ql_status ql_cuda_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    LAUNCH(gpu, moments_kernel, ql_ceil_div(x.cols, WARP), SHARE * WARP, x, (double *)sum_sq.data,
+           (double *)sum_abs.data, (float *)min.data, (float *)max.data);
+    return QL_OK;
+}
+
+/* ---- histogram of magnitudes ------------------------------------------------------------------------------------------------ */
+
+/* Integer atomics: any order gives the same counts. */
+static __global__ void abs_hist_kernel(ql_mat x, unsigned long long *count) {
+    const float *row = row_of<float>(x, blockIdx.x);
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
+        atomicAdd(&count[ql_f32_to_bf16(fabsf(row[j])) & 0x7fff], 1ull);
+}
+
+ql_status ql_cuda_abs_hist(ql_ctx *ctx, ql_mat x, ql_mat count) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    LAUNCH(gpu, abs_hist_kernel, x.rows, THREADS, x, (unsigned long long *)count.data);
+    return QL_OK;
+}
