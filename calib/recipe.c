@@ -1,1 +1,235 @@
+#define PCRE2_CODE_UNIT_WIDTH 8
 #include "calib/recipe.h"
+
+#include <jansson.h>
+#include <pcre2.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host/status.h"
+
+const char *const method_names[METHODS] = {[METHOD_RTN] = "rtn", [METHOD_GPTQ] = "gptq"};
+const char *const act_order_names[3] = {
+    [QL_ORDER_NONE] = "none", [QL_ORDER_STATIC] = "static", [QL_ORDER_DYNAMIC] = "dynamic"};
+
+static const double literature_damp = 0.01;
+
+void recipe_defaults(recipe *r) {
+    *r = (recipe){
+        .base = {.method = METHOD_GPTQ, .bits = 4, .group = 128},
+        .symmetric = true,
+        .sequential = true,
+        .scale_search = true,
+        .act_order = QL_ORDER_STATIC,
+        .damp = 0.01,
+    };
+}
+
+/* ---- checks ----------------------------------------------------------------------------------------------------------- */
+
+static bool bits_exist(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
+static bool group_exists(int64_t group) { return group == 32 || group == 64 || group == 128 || group == -1; }
+
+ql_status recipe_scheme(const char *name, recipe *r) {
+    int bits = 0, group = -1, read = 0;
+    char method[8] = "";
+    bool known = sscanf(name, "W%1dA16-%7[A-Z]%n", &bits, method, &read) == 2;
+    if (known && name[read]) {
+        const char *rest = name + read;
+        known = sscanf(rest, "-g%3d%n", &group, &read) == 1 && !rest[read] && group > 0;
+    }
+    int id = strcmp(method, "GPTQ") == 0 ? METHOD_GPTQ : strcmp(method, "RTN") == 0 ? METHOD_RTN : METHODS;
+    if (!known || id == METHODS || !bits_exist(bits) || !group_exists(group))
+        return ql_fail(
+            QL_USAGE,
+            "scheme \"%.60s\": expected W2A16, W3A16, W4A16 or W8A16, then -GPTQ or -RTN, then -g32, -g64, -g128 or "
+            "nothing for one group per row; for instance W4A16-GPTQ-g128",
+            name);
+    r->base = (module_rule){.method = (method_id)id, .bits = bits, .group = group};
+    return QL_OK;
+}
+
+static ql_status check_rule(const module_rule *rule, const char *where) {
+    if (!bits_exist(rule->bits)) return ql_fail(QL_MISMATCH, "%sbits %d: expected 2, 3, 4 or 8", where, rule->bits);
+    if (!group_exists(rule->group))
+        return ql_fail(QL_MISMATCH, "%sgroup_size %lld: expected 32, 64, 128 or -1 (one group per row)", where,
+                       (long long)rule->group);
+    return QL_OK;
+}
+
+static ql_status settle_literature(recipe *r) {
+    if ((r->asked & ASKED_SCALE_SEARCH) && r->scale_search)
+        return ql_fail(QL_MISMATCH,
+                       "literature has no scale search, but scale_search was asked for; drop one of the two");
+    if ((r->asked & ASKED_SEQUENTIAL) && r->sequential)
+        return ql_fail(QL_MISMATCH,
+                       "literature quantizes all linears of a block from the same inputs, but sequential was "
+                       "asked for; drop one of the two");
+    if ((r->asked & ASKED_DAMP) && r->damp != literature_damp)
+        return ql_fail(QL_MISMATCH, "literature has damp %g, but %g was asked for; drop one of the two",
+                       literature_damp, r->damp);
+    r->scale_search = r->sequential = false;
+    r->damp = literature_damp;
+    if (!(r->asked & ASKED_ACT_ORDER)) r->act_order = QL_ORDER_NONE;
+    return QL_OK;
+}
+
+ql_status recipe_check(recipe *r) {
+    if (r->literature) QL_TRY(settle_literature(r));
+    QL_TRY(check_rule(&r->base, ""));
+    if (!(r->damp > 0 && r->damp < 1))
+        return ql_fail(QL_MISMATCH, "damp %g: expected more than 0 and less than 1", r->damp);
+    for (int i = 0; i < r->n_overrides; i++) {
+        const recipe_override *o = &r->overrides[i];
+        module_rule rule = r->base;
+        char where[64];
+        snprintf(where, sizeof where, "override %d (%.40s): ", i + 1, o->match);
+        if (o->has_bits) rule.bits = o->rule.bits;
+        if (o->has_group) rule.group = o->rule.group;
+        QL_TRY(check_rule(&rule, where));
+    }
+    return QL_OK;
+}
+
+/* ---- regular expressions ------------------------------------------------------------------------------------------------ */
+
+/* A module's name has at most 127 characters: an honest pattern needs some hundred steps, a catastrophic one stops here within
+ * a millisecond or two. */
+enum { MATCH_LIMIT = 100000, DEPTH_LIMIT = 10000, HEAP_LIMIT_KIB = 4096, LONGEST_PATTERN = 1000 };
+
+static void *take_from_arena(size_t size, void *arena) {
+    void *data;
+    return ql_arena_take(arena, size, 1, &data) == QL_OK ? data : NULL;
+}
+static void leave_in_arena(void *data, void *arena) { (void)data, (void)arena; }
+
+ql_status recipe_compile(recipe_override *o, ql_arena *arena) {
+    size_t length = strlen(o->match);
+    if (length == 0 || length > LONGEST_PATTERN)
+        return ql_fail(QL_MISMATCH, "match has %zu characters; expected 1 to %d", length, LONGEST_PATTERN);
+    /* recipe.yaml writes the pattern on one line and must read back the same. */
+    for (const unsigned char *c = (const unsigned char *)o->match; *c; c++)
+        if (*c < 0x20 || *c > 0x7e)
+            return ql_fail(QL_MISMATCH, "match: only printable ASCII is possible; \\x.. stands for others");
+    pcre2_general_context *general = pcre2_general_context_create(take_from_arena, leave_in_arena, arena);
+    if (!general) return ql_fail(QL_NOMEM, "no memory for a regular expression");
+    pcre2_compile_context *context = pcre2_compile_context_create(general);
+    if (!context) return ql_fail(QL_NOMEM, "no memory for a regular expression");
+    int error;
+    size_t offset;
+    o->regex = pcre2_compile((PCRE2_SPTR)o->match, length, PCRE2_NEVER_UTF, &error, &offset, context);
+    if (o->regex) return QL_OK;
+    if (error == PCRE2_ERROR_HEAP_FAILED) return ql_fail(QL_NOMEM, "no memory for a regular expression");
+    char reason[160];
+    pcre2_get_error_message(error, (PCRE2_UCHAR *)reason, sizeof reason);
+    return ql_fail(QL_MISMATCH, "match \"%.80s\": %s at character %zu", o->match, reason, offset + 1);
+}
+
+ql_status recipe_matches(const recipe_override *o, const char *module, bool *matches) {
+    pcre2_match_context *context = pcre2_match_context_create(NULL);
+    pcre2_match_data *data = pcre2_match_data_create(1, NULL);
+    int found = PCRE2_ERROR_NOMEMORY;
+    if (context && data) {
+        pcre2_set_match_limit(context, MATCH_LIMIT);
+        pcre2_set_depth_limit(context, DEPTH_LIMIT);
+        pcre2_set_heap_limit(context, HEAP_LIMIT_KIB);
+        found = pcre2_match(o->regex, (PCRE2_SPTR)module, strlen(module), 0, 0, data, context);
+    }
+    pcre2_match_data_free(data);
+    pcre2_match_context_free(context);
+    *matches = found >= 0;
+    if (found >= 0 || found == PCRE2_ERROR_NOMATCH) return QL_OK;
+    if (found == PCRE2_ERROR_NOMEMORY) return ql_fail(QL_NOMEM, "no memory for a regular expression");
+    char reason[160];
+    pcre2_get_error_message(found, (PCRE2_UCHAR *)reason, sizeof reason);
+    return ql_fail(QL_MISMATCH, "match \"%.80s\" on %s: %s; write it without nested repetition", o->match, module,
+                   reason);
+}
+
+ql_status recipe_rule(const recipe *r, const char *module, module_rule *rule) {
+    *rule = r->base;
+    for (int i = r->n_overrides; i-- > 0;) {
+        const recipe_override *o = &r->overrides[i];
+        bool matches;
+        QL_TRY(recipe_matches(o, module, &matches));
+        if (!matches) continue;
+        if (o->has_method) rule->method = o->rule.method;
+        if (o->has_bits) rule->bits = o->rule.bits;
+        if (o->has_group) rule->group = o->rule.group;
+        rule->skip = o->rule.skip;
+        return QL_OK;
+    }
+    return QL_OK;
+}
+
+/* ---- the resolved recipe ------------------------------------------------------------------------------------------------ */
+
+/* The shortest decimal that reads back as the same double. */
+static void exact_real(char text[32], double value) {
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, 32, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) return;
+    }
+}
+
+static const char *yes(bool value) { return value ? "true" : "false"; }
+
+/* 'as written', inner quotes doubled. */
+static ql_status quote(const char *text, ql_arena *arena, char **quoted) {
+    QL_TRY(ql_take(arena, 2 * strlen(text) + 3, 1, quoted));
+    char *to = *quoted;
+    *to++ = '\'';
+    for (; *text; text++) {
+        if (*text == '\'') *to++ = '\'';
+        *to++ = *text;
+    }
+    *to++ = '\'';
+    *to = 0;
+    return QL_OK;
+}
+
+static ql_status override_yaml(const recipe_override *o, ql_arena *arena, char **text) {
+    char *match, bits[32] = "", group[48] = "", method[32] = "";
+    QL_TRY(quote(o->match, arena, &match));
+    if (o->has_bits) snprintf(bits, sizeof bits, "    bits: %d\n", o->rule.bits);
+    if (o->has_group) snprintf(group, sizeof group, "    group_size: %lld\n", (long long)o->rule.group);
+    if (o->has_method) snprintf(method, sizeof method, "    method: %s\n", method_names[o->rule.method]);
+    bool only_skip = !o->has_bits && !o->has_group && !o->has_method;
+    const char *skip = o->rule.skip ? "    skip: true\n" : only_skip ? "    skip: false\n" : "";
+    return ql_arena_format(arena, text, "%s  - match: %s\n%s%s%s%s", *text, match, bits, group, method, skip);
+}
+
+ql_status recipe_yaml(const recipe *r, ql_arena *arena, char **text) {
+    char damp[32];
+    exact_real(damp, r->damp);
+    QL_TRY(ql_arena_format(arena, text,
+                           "version: 1\nmethod: %s\nbits: %d\ngroup_size: %lld\nsymmetric: %s\nact_order: %s\n"
+                           "sequential: %s\ndamp: %s\nscale_search: %s\nliterature: %s\n%s",
+                           method_names[r->base.method], r->base.bits, (long long)r->base.group, yes(r->symmetric),
+                           act_order_names[r->act_order], yes(r->sequential), damp, yes(r->scale_search),
+                           yes(r->literature), r->n_overrides ? "overrides:\n" : ""));
+    for (int i = 0; i < r->n_overrides; i++) QL_TRY(override_yaml(&r->overrides[i], arena, text));
+    return QL_OK;
+}
+
+static json_t *override_json(const recipe_override *o) {
+    json_t *object = json_pack("{s:s, s:b}", "match", o->match, "skip", o->rule.skip);
+    if (object && o->has_bits) json_object_set_new(object, "bits", json_integer(o->rule.bits));
+    if (object && o->has_group) json_object_set_new(object, "group_size", json_integer(o->rule.group));
+    if (object && o->has_method) json_object_set_new(object, "method", json_string(method_names[o->rule.method]));
+    return object;
+}
+
+json_t *recipe_json(const recipe *r) {
+    json_t *overrides = json_array();
+    for (int i = 0; i < r->n_overrides; i++)
+        if (json_array_append_new(overrides, override_json(&r->overrides[i])) != 0) {
+            json_decref(overrides);
+            return NULL;
+        }
+    return json_pack("{s:i, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:b, s:b, s:o}", "version", 1, "method",
+                     method_names[r->base.method], "bits", r->base.bits, "group_size", (json_int_t)r->base.group,
+                     "symmetric", r->symmetric, "act_order", act_order_names[r->act_order], "sequential", r->sequential,
+                     "damp", r->damp, "scale_search", r->scale_search, "literature", r->literature, "overrides",
+                     overrides);
+}

@@ -13,7 +13,7 @@
  *   scale_search: true
  *   literature: false
  *   overrides:
- *     - match: 'layers\.0\..*down_proj'     # PCRE2, anywhere in the module's name; the last match wins
+ *     - match: 'layers\.0\..*down_proj'     # PCRE2, anywhere in the module's name; the last that matches counts, alone
  *       bits: 8                             # any of bits, group_size, method
  *     - match: 'layers\.5\.'
  *       skip: true
@@ -35,26 +35,44 @@ typedef struct module_rule {
     bool skip;     /* stays in 16 bits */
 } module_rule;
 
+/* For the modules that a regex matches, what differs from the base rule. */
+typedef struct recipe_override {
+    const char *match; /* as written */
+    void *regex;       /* compiled */
+    bool has_method, has_bits, has_group;
+    module_rule rule;
+} recipe_override;
+
+/* Settings that literature fixes or changes the default of: which of them were asked for. */
+enum { ASKED_ACT_ORDER = 1, ASKED_SEQUENTIAL = 2, ASKED_DAMP = 4, ASKED_SCALE_SEARCH = 8 };
+
 typedef struct recipe {
     module_rule base;
     bool symmetric, sequential, scale_search, literature;
     ql_act_order act_order;
     double damp;
+    unsigned asked;
     int n_overrides;
-    struct recipe_override *overrides;
+    recipe_override *overrides;
 } recipe;
 
 /* Defaults: GPTQ, 4 bits, group 128, symmetric, act-order static, sequential, scale search. */
 void recipe_defaults(recipe *r);
 
 /* Reads a YAML file over what `r` already holds.  QL_MISMATCH with line and suggestion for unknown keys, wrong types, aliases,
- * tags, depth; at most 1 MiB.  Strings and regexes live in `arena`. */
+ * tags; at most 1 MiB.  Strings and regexes live in `arena`.  parse: the same for text in memory, `place` for messages. */
 ql_status recipe_load(const char *path, ql_arena *arena, recipe *r);
-/* "W4A16-GPTQ-g128", "W3A16-RTN-g64", ...  QL_USAGE with the list otherwise. */
+ql_status recipe_parse(const char *place, const char *text, size_t size, ql_arena *arena, recipe *r);
+/* "W4A16-GPTQ-g128", "W3A16-RTN-g64", "W8A16-GPTQ" (one group per row), ...  QL_USAGE with the list otherwise. */
 ql_status recipe_scheme(const char *name, recipe *r);
 
-/* Combinations that make no sense: literature with scale search, bits not in {2,3,4,8}, ... */
-ql_status recipe_check(const recipe *r);
+/* The last step: fills in what literature implies (no scale search, not sequential, damp 0.01, act-order none unless asked for) and
+ * refuses what makes no sense: other settings asked for beside literature, bits not in {2,3,4,8}, ...  QL_MISMATCH. */
+ql_status recipe_check(recipe *r);
+
+/* Compiles the regex of an override; QL_MISMATCH says where it is wrong. */
+ql_status recipe_compile(recipe_override *o, ql_arena *arena);
+ql_status recipe_matches(const recipe_override *o, const char *module, bool *matches);
 
 /* The rule for one module.  QL_MISMATCH if a regex hits its match limit. */
 ql_status recipe_rule(const recipe *r, const char *module, module_rule *rule);

@@ -6,7 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static bool json_lines;
+static bool json_lines, over_line;
 static ql_level least_level = QL_INFO;
 static const char *const level_name[] = {"debug", "info", "warning", "error"};
 
@@ -17,6 +17,8 @@ void ql_log_open(bool json, ql_level least) {
 
 bool ql_log_is_json(void) { return json_lines; }
 bool ql_log_enabled(ql_level level) { return level >= least_level; }
+
+void ql_log_over_line(bool redrawn) { over_line = redrawn; }
 
 /* One write per line, so that lines of several processes do not mix. */
 static void put_line(const char *line, size_t length) {
@@ -66,6 +68,9 @@ void ql_log(ql_level level, const char *format, ...) {
     } else {
         length = snprintf(line, sizeof line, "qalib: %s: %s\n", level_name[level], message);
     }
+    static const char erase[] = "\r\033[K";
+    if (over_line) put_line(erase, sizeof erase - 1);
+    over_line = false;
     if (length > 0) put_line(line, (size_t)length < sizeof line ? (size_t)length : sizeof line - 1);
 }
 

@@ -10,6 +10,9 @@
 #ifndef CALIB_CLI_H
 #define CALIB_CLI_H
 
+#include <stdio.h>
+
+#include "calib/progress.h"
 #include "host/mem.h"
 
 typedef struct cli_option {
@@ -40,12 +43,32 @@ ql_status cli_int(const cli *args, const char *option, int64_t least, int64_t mo
 ql_status cli_real(const cli *args, const char *option, double least, double most, double *value);
 /* Index in `choices` (NULL-terminated); QL_USAGE lists them. */
 ql_status cli_choice(const cli *args, const char *option, const char *const choices[], int *value);
+/* "5GB", "500MB" (powers of ten), "4GiB" (powers of two) or plain bytes. */
+ql_status cli_bytes(const cli *args, const char *option, uint64_t *value);
 /* Opens the context that --device and --threads ask for. */
 ql_status cli_open_ctx(const cli *args, ql_ctx **ctx);
+/* How progress is to be shown, from --progress, --quiet and --log-format. */
+progress_style cli_progress(const cli *args);
 
 /* SIGINT, SIGTERM and SIGUSR1 set a flag; long work asks between steps.  QL_INTERRUPTED after one; a second SIGINT ends the
  * process at once.  The exit code is 130 or 143 for the signals of those names, 75 for SIGUSR1. */
 ql_status cli_check_signal(void);
+
+/* ---- what main and the tests use ---------------------------------------------------------------------------------------- */
+
+/* The whole program: finds the command (NULL-terminated list), parses, runs, reports; returns the exit code. */
+int cli_main(const cli_command *const commands[], int argc, char *const argv[]);
+
+/* Options may stand before and after positional arguments; "--" ends them.  argv[0] is the first word behind the command's name.  After
+ * --help nothing is required.  QL_USAGE says which word is wrong and what was probably meant. */
+ql_status cli_parse(const cli_command *command, int argc, char *const argv[], ql_arena *arena, cli **args);
+
+extern const cli_option cli_common_options[]; /* every command takes them; ends with a NULL name */
+void cli_print_help(FILE *out, const cli_command *command, int width);
+void cli_print_overview(FILE *out, const cli_command *const commands[], int width);
+
+void cli_catch_signals(void);
+int cli_signal(void); /* the one that arrived, 0 if none */
 
 extern const cli_command cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_eval, cmd_inspect, cmd_verify, cmd_plan,
     cmd_doctor, cmd_stats;

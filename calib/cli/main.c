@@ -1,1 +1,8 @@
-int main(void) { return 0; }
+/* The program: its commands, in the order in which a newcomer meets them. */
+#include "calib/cli/cli.h"
+
+static const cli_command *const commands[] = {
+    NULL,
+};
+
+int main(int argc, char **argv) { return cli_main(commands, argc, argv); }

@@ -1,0 +1,255 @@
+/* Options: the words of the command line against the tables. */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "calib/cli/cli.h"
+#include "formats/json.h"
+#include "host/log.h"
+#include "host/status.h"
+
+typedef struct given {
+    const cli_option *option;
+    const char *value; /* "" for a switch */
+} given;
+
+struct cli {
+    const cli_command *command;
+    given *given;
+    int n_given;
+    const char **positional;
+    int n_positional;
+};
+
+const cli_option cli_common_options[] = {
+    {"json", 0, NULL, false, "one JSON object on stdout instead of text"},
+    {"device", 0, "NAME", false, "auto, cpu, cuda or cuda:N (default: auto)"},
+    {"threads", 't', "N", false, "CPU threads (default: all that the process may use)"},
+    {"progress", 0, "STYLE", false, "auto, bar, plain or none (default: auto)"},
+    {"log-format", 0, "FORMAT", false, "messages on stderr as text or json (default: text)"},
+    {"quiet", 'q', NULL, false, "warnings and errors only"},
+    {"help", 'h', NULL, false, "this text"},
+    {0},
+};
+static const char *const progress_choices[] = {"auto", "bar", "plain", "none", NULL};
+
+/* ---- finding -------------------------------------------------------------------------------------------------------- */
+
+static const cli_option *find_in(const cli_option *table, const char *name, size_t length, char letter) {
+    for (; table && table->name; table++)
+        if (letter ? table->letter == letter : strncmp(table->name, name, length) == 0 && !table->name[length])
+            return table;
+    return NULL;
+}
+
+/* By name (letter 0) or by letter; the command's own options come first. */
+static const cli_option *find(const cli_command *command, const char *name, size_t length, char letter) {
+    const cli_option *own = find_in(command->options, name, length, letter);
+    return own ? own : find_in(cli_common_options, name, length, letter);
+}
+
+enum { MAX_OPTIONS = 128 };
+
+static const char *nearest_option(const cli_command *command, const char *name) {
+    const char *names[MAX_OPTIONS + 1];
+    int count = 0;
+    for (const cli_option *o = command->options; o && o->name && count < MAX_OPTIONS; o++) names[count++] = o->name;
+    for (const cli_option *o = cli_common_options; o->name && count < MAX_OPTIONS; o++) names[count++] = o->name;
+    names[count] = NULL;
+    return ql_nearest_word(name, names);
+}
+
+static ql_status unknown_long(const cli_command *command, const char *word, const char *name, size_t length) {
+    char typed[64];
+    snprintf(typed, sizeof typed, "%.*s", (int)(length < sizeof typed ? length : sizeof typed - 1), name);
+    const char *meant = nearest_option(command, typed);
+    if (meant) return ql_fail(QL_USAGE, "unknown option %s; did you mean --%s?", word, meant);
+    return ql_fail(QL_USAGE, "unknown option %s; \"qalib %s --help\" lists them", word, command->name);
+}
+
+/* ---- parsing -------------------------------------------------------------------------------------------------------- */
+
+typedef struct words {
+    char *const *argv;
+    int argc, next;
+} words;
+
+/* The value of an option is the rest of its word, or the next word unless that is another long option. */
+static ql_status take_value(cli *args, const cli_option *option, const char *attached, words *line) {
+    const char *value = attached ? attached : "";
+    if (option->argument && !attached) {
+        const char *next = line->next < line->argc ? line->argv[line->next] : NULL;
+        if (!next)
+            return ql_fail(QL_USAGE, "option --%s needs a value: --%s %s", option->name, option->name,
+                           option->argument);
+        if (strncmp(next, "--", 2) == 0)
+            return ql_fail(QL_USAGE, "option --%s needs a value, but %s follows; --%s=%s passes it", option->name, next,
+                           option->name, next);
+        value = next;
+        line->next++;
+    }
+    args->given[args->n_given++] = (given){option, value};
+    return QL_OK;
+}
+
+static ql_status take_long(cli *args, const char *word, words *line) {
+    const char *name = word + 2, *equals = strchr(name, '=');
+    size_t length = equals ? (size_t)(equals - name) : strlen(name);
+    const cli_option *option = find(args->command, name, length, 0);
+    if (!option) return unknown_long(args->command, word, name, length);
+    if (!option->argument && equals) return ql_fail(QL_USAGE, "option --%s takes no value (%s)", option->name, word);
+    return take_value(args, option, equals ? equals + 1 : NULL, line);
+}
+
+/* "-o DIR", "-oDIR", and switches in one word: "-qh". */
+static ql_status take_letters(cli *args, const char *word, words *line) {
+    for (const char *letter = word + 1; *letter; letter++) {
+        const cli_option *option = find(args->command, NULL, 0, *letter);
+        if (!option)
+            return ql_fail(QL_USAGE, "unknown option -%c in \"%s\"; \"qalib %s --help\" lists them", *letter, word,
+                           args->command->name);
+        if (option->argument) return take_value(args, option, letter[1] ? letter + 1 : NULL, line);
+        args->given[args->n_given++] = (given){option, ""};
+    }
+    return QL_OK;
+}
+
+static ql_status check_complete(const cli *args) {
+    const cli_command *command = args->command;
+    for (const cli_option *o = command->options; o && o->name; o++)
+        if (o->required && !cli_has(args, o->name))
+            return ql_fail(QL_USAGE, "%s needs --%s %s: %s", command->name, o->name, o->argument ? o->argument : "",
+                           o->help);
+    const char *expected = command->positional;
+    if (!expected && args->n_positional > 0)
+        return ql_fail(QL_USAGE, "%s takes no argument \"%s\"", command->name, args->positional[0]);
+    if (expected && args->n_positional == 0) return ql_fail(QL_USAGE, "%s needs %s", command->name, expected);
+    if (expected && !strstr(expected, "...") && args->n_positional > 1)
+        return ql_fail(QL_USAGE, "%s takes one %s; \"%s\" is one too many", command->name, expected,
+                       args->positional[1]);
+    return QL_OK;
+}
+
+/* Common options are checked for every command, whether it uses them or not. */
+static ql_status check_common(const cli *args) {
+    static const char *const formats[] = {"text", "json", NULL};
+    int64_t threads;
+    int choice;
+    QL_TRY(cli_int(args, "threads", 0, 4096, &threads));
+    QL_TRY(cli_choice(args, "log-format", formats, &choice));
+    return cli_choice(args, "progress", progress_choices, &choice);
+}
+
+ql_status cli_parse(const cli_command *command, int argc, char *const argv[], ql_arena *arena, cli **out) {
+    QL_TRY(ql_take(arena, 1, sizeof **out, out));
+    cli *args = *out;
+    args->command = command;
+    size_t most = 1; /* options can be as many as letters */
+    for (int i = 0; i < argc; i++) most += strlen(argv[i]);
+    QL_TRY(ql_take(arena, most, sizeof *args->given, &args->given));
+    QL_TRY(ql_take(arena, (size_t)argc + 1, sizeof *args->positional, &args->positional));
+    words line = {argv, argc, 0};
+    bool only_positional = false;
+    while (line.next < argc) {
+        const char *word = argv[line.next++];
+        if (only_positional || word[0] != '-' || !word[1]) args->positional[args->n_positional++] = word;
+        else if (strcmp(word, "--") == 0) only_positional = true;
+        else if (word[1] == '-') QL_TRY(take_long(args, word, &line));
+        else QL_TRY(take_letters(args, word, &line));
+    }
+    if (cli_has(args, "help")) return QL_OK;
+    QL_TRY(check_complete(args));
+    return check_common(args);
+}
+
+/* ---- values ---------------------------------------------------------------------------------------------------------- */
+
+const char *cli_value(const cli *args, const char *option) {
+    for (int i = args->n_given; i-- > 0;)
+        if (strcmp(args->given[i].option->name, option) == 0) return args->given[i].value;
+    return NULL;
+}
+
+bool cli_has(const cli *args, const char *option) { return cli_value(args, option) != NULL; }
+
+const char *cli_positional(const cli *args, int index) {
+    return index >= 0 && index < args->n_positional ? args->positional[index] : NULL;
+}
+
+ql_status cli_int(const cli *args, const char *option, int64_t least, int64_t most, int64_t *value) {
+    const char *text = cli_value(args, option);
+    if (!text) return QL_OK;
+    char *end;
+    errno = 0;
+    long long number = strtoll(text, &end, 10);
+    bool whole = end != text && !*end && errno == 0 && !strchr(" \t\n\v\f\r", text[0]);
+    if (!whole || number < least || number > most)
+        return ql_fail(QL_USAGE, "--%s \"%s\": expected a whole number from %lld to %lld", option, text,
+                       (long long)least, (long long)most);
+    *value = number;
+    return QL_OK;
+}
+
+ql_status cli_real(const cli *args, const char *option, double least, double most, double *value) {
+    const char *text = cli_value(args, option);
+    if (!text) return QL_OK;
+    char *end;
+    double number = strtod(text, &end);
+    bool plain = *text && !*end && strspn(text, "+-0123456789.eE") == strlen(text); /* no hex, no "inf" */
+    if (!plain || !(number >= least && number <= most))
+        return ql_fail(QL_USAGE, "--%s \"%s\": expected a number from %g to %g", option, text, least, most);
+    *value = number;
+    return QL_OK;
+}
+
+ql_status cli_choice(const cli *args, const char *option, const char *const choices[], int *value) {
+    const char *text = cli_value(args, option);
+    if (!text) return QL_OK;
+    char list[512] = "";
+    for (int i = 0; choices[i]; i++) {
+        if (strcmp(choices[i], text) == 0) {
+            *value = i;
+            return QL_OK;
+        }
+        size_t used = strlen(list);
+        snprintf(list + used, sizeof list - used, "%s%s", i ? ", " : "", choices[i]);
+    }
+    return ql_fail(QL_USAGE, "--%s \"%s\": expected one of %s", option, text, list);
+}
+
+ql_status cli_bytes(const cli *args, const char *option, uint64_t *value) {
+    static const struct {
+        const char *suffix;
+        double factor;
+    } units[] = {{"", 1},      {"B", 1},        {"KB", 1e3},     {"MB", 1e6},     {"GB", 1e9},
+                 {"TB", 1e12}, {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+    const char *text = cli_value(args, option);
+    if (!text) return QL_OK;
+    size_t digits = strspn(text, "0123456789.");
+    char *end;
+    double number = strtod(text, &end);
+    if (digits == 0 || end != text + digits) number = -1;
+    for (size_t i = 0; i < sizeof units / sizeof units[0]; i++)
+        if (strcmp(text + digits, units[i].suffix) == 0 && number >= 0 && number * units[i].factor < 0x1p62) {
+            *value = (uint64_t)(number * units[i].factor);
+            return QL_OK;
+        }
+    return ql_fail(QL_USAGE, "--%s \"%s\": expected a size such as 5GB, 500MB or 4GiB", option, text);
+}
+
+ql_status cli_open_ctx(const cli *args, ql_ctx **ctx) {
+    const char *device = cli_value(args, "device");
+    int64_t threads = 0;
+    QL_TRY(cli_int(args, "threads", 0, 4096, &threads));
+    return ql_ctx_open(device ? device : "auto", (int)threads, ctx);
+}
+
+progress_style cli_progress(const cli *args) {
+    if (cli_has(args, "quiet")) return PROGRESS_NONE;
+    if (ql_log_is_json()) return PROGRESS_JSON;
+    static const progress_style styles[] = {PROGRESS_NONE, PROGRESS_BAR, PROGRESS_PLAIN, PROGRESS_NONE};
+    int choice = 0;
+    (void)cli_choice(args, "progress", progress_choices, &choice); /* checked when the line was parsed */
+    return choice == 0 ? progress_auto() : styles[choice];
+}
