@@ -54,6 +54,15 @@ QL_BOTH uint16_t ql_f32_to_f16(float x) {
     return (uint16_t)(sign | (ql_f32_bits(ql_bits_f32(magnitude) + 0.5f) - 0x3f000000u));
 }
 
+/* binary64 to binary32, rounded to odd: of the two neighbours of an inexact value the one with the odd last bit.  A second
+ * rounding to fewer bits then gives what one rounding would have given, which two roundings to nearest do not. */
+QL_BOTH float ql_f64_to_odd(double x) {
+    float nearest = (float)x;
+    uint32_t bits = ql_f32_bits(nearest);
+    if ((double)nearest == x || x != x || (bits & 1u)) return nearest;
+    return ql_bits_f32(fabs((double)nearest) > fabs(x) ? bits - 1u : bits + 1u);
+}
+
 QL_BOTH float ql_round_f16(float x) { return ql_f16_to_f32(ql_f32_to_f16(x)); }
 
 /* One code of a grid.  `inverse` is not used: a true division, so that every backend and reference rounds the same value. */

@@ -8,17 +8,6 @@
         return ql_fail(QL_UNSUPPORTED, "%s: not on the CPU yet", #name);                                               \
     }
 
-TODO(gemm, (ql_ctx * ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y))
-TODO(qgemm, (ql_ctx * ctx, ql_mat x, const ql_qweight *w, ql_mat bias, ql_mat y))
-TODO(embed, (ql_ctx * ctx, ql_mat table, ql_mat ids, ql_mat x))
-TODO(rmsnorm, (ql_ctx * ctx, ql_mat x, ql_mat weight, float eps, ql_mat y))
-TODO(rope, (ql_ctx * ctx, ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin))
-TODO(attention, (ql_ctx * ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, const int64_t *start,
-                 int64_t n_seq, ql_mat out))
-TODO(swiglu, (ql_ctx * ctx, ql_mat gate, ql_mat up, ql_mat y))
-TODO(add, (ql_ctx * ctx, ql_mat x, ql_mat y))
-TODO(convert, (ql_ctx * ctx, ql_mat src, ql_mat dst))
-TODO(find_nonfinite, (ql_ctx * ctx, ql_mat x, int64_t *index))
 TODO(hessian, (ql_ctx * ctx, ql_mat x, ql_mat h))
 TODO(moments, (ql_ctx * ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max))
 TODO(abs_hist, (ql_ctx * ctx, ql_mat x, ql_mat count))

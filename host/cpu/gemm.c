@@ -1,0 +1,41 @@
+/* y = x w^T + bias.   x [m][k], w [n][k], y [m][n], all F32.
+ * y is cut into fixed tiles that the threads share; a tile is one single-threaded BLAS call over the whole of k, so neither the
+ * shapes that BLAS sees nor the order of its sums depend on the number of threads.
+ */
+#include "host/cpu/blas.h"
+#include "host/mat.h"
+#include "host/ops.h"
+
+/* Large enough that packing both operands (m k + n k copies for m n k products) stays below a few per cent, small enough that
+ * 256 tokens times 2048 outputs still feed several threads.  Measured: perf/LOG.md, "gemm tiles". */
+enum { TILE_ROWS = 512, TILE_COLS = 512 };
+
+static void fill_with_bias(ql_mat y, const float *bias) {
+    for (int64_t r = 0; r < y.rows; r++) {
+        float *row = (float *)y.data + r * y.ld;
+        for (int64_t c = 0; c < y.cols; c++) row[c] = bias[c];
+    }
+}
+
+/* Row-major y = x w^T is column-major y^T = w x^T, where w lies transposed. */
+static void tile_product(ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
+    const int n = (int)w.rows, m = (int)x.rows, k = (int)x.cols, ldw = (int)w.ld, ldx = (int)x.ld, ldy = (int)y.ld;
+    const float one = 1, beta = ql_is_present(bias) ? 1 : 0;
+    if (ql_is_present(bias)) fill_with_bias(y, bias.data);
+    sgemm_("T", "N", &n, &m, &k, &one, w.data, &ldw, x.data, &ldx, &beta, y.data, &ldy);
+}
+
+static int64_t at_most(int64_t limit, int64_t left) {
+    return left < limit ? left : limit;
+}
+
+ql_status ql_cpu_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)
+    for (int64_t c = 0; c < y.cols; c += TILE_COLS)
+        for (int64_t r = 0; r < y.rows; r += TILE_ROWS) {
+            int64_t rows = at_most(TILE_ROWS, y.rows - r), cols = at_most(TILE_COLS, y.cols - c);
+            ql_mat tile_bias = ql_is_present(bias) ? ql_cols(bias, c, cols) : bias;
+            tile_product(ql_rows(x, r, rows), ql_rows(w, c, cols), tile_bias, ql_cols(ql_rows(y, r, rows), c, cols));
+        }
+    return QL_OK;
+}

@@ -1,0 +1,92 @@
+/* y = x w^T + bias with a quantized weight.
+ * A panel of rows of w is expanded to F32 by all threads together, then multiplied by ql_cpu_gemm.  A panel is a whole number of
+ * gemm tiles, so the result has the bits of dequantize followed by gemm.
+ */
+#include <omp.h>
+
+#include "host/mat.h"
+#include "host/mem.h"
+#include "host/num.h"
+#include "host/ops.h"
+
+/* Rows of w per panel: four tiles of gemm.c.  At k = 4096 the panel takes 32 MiB; half as many rows starve eight threads when
+ * there are only a few hundred tokens. */
+enum { PANEL_ROWS = 2048 };
+
+/* Eight codes fill `bits` bytes, so the stream never has to be read across words. */
+static inline void unpack_row_of(const unsigned char *stream, const int bits, int64_t k, uint8_t *codes) {
+    const uint64_t mask = (1u << bits) - 1;
+    for (int64_t i = 0; i + 8 <= k; i += 8, stream += bits, codes += 8) {
+        uint64_t eight = 0;
+        memcpy(&eight, stream, (size_t)bits);
+        for (int c = 0; c < 8; c++) codes[c] = (uint8_t)(eight >> (c * bits) & mask);
+    }
+    int rest = (int)(k % 8);
+    uint64_t eight = 0;
+    memcpy(&eight, stream, (size_t)((rest * bits + 7) / 8));
+    for (int c = 0; c < rest; c++) codes[c] = (uint8_t)(eight >> (c * bits) & mask);
+}
+
+/* One instance per width: shifts and copies are then constants. */
+static void unpack_row(const void *stream, int bits, int64_t k, uint8_t *codes) {
+    switch (bits) {
+    case 2:
+        unpack_row_of(stream, 2, k, codes);
+        break;
+    case 3:
+        unpack_row_of(stream, 3, k, codes);
+        break;
+    case 4:
+        unpack_row_of(stream, 4, k, codes);
+        break;
+    default:
+        unpack_row_of(stream, 8, k, codes);
+    }
+}
+
+static void expand_row(const ql_qweight *w, int64_t row, uint8_t *codes, float *out) {
+    const ql_grid *grid = &w->grid;
+    const float *scale = (const float *)grid->scale.data + row * grid->scale.ld;
+    const uint8_t *zero = (const uint8_t *)grid->zero.data + row * grid->zero.ld;
+    unpack_row((const int32_t *)w->codes.data + row * w->codes.ld, grid->bits, w->k, codes);
+    if (ql_is_present(grid->g_idx)) {
+        const int32_t *g_idx = grid->g_idx.data;
+        for (int64_t i = 0; i < w->k; i++) out[i] = ql_decode(codes[i], scale[g_idx[i]], zero[g_idx[i]]);
+        return;
+    }
+    for (int64_t g = 0, i = 0; i < w->k; g++) {
+        int64_t end = w->k - i > grid->group ? i + grid->group : w->k;
+        for (; i < end; i++) out[i] = ql_decode(codes[i], scale[g], zero[g]);
+    }
+}
+
+static ql_status check_groups(const ql_qweight *w) {
+    const int32_t *g_idx = w->grid.g_idx.data;
+    int64_t groups = ql_groups(w->k, w->grid.group);
+    for (int64_t i = 0; g_idx && i < w->k; i++)
+        if (g_idx[i] < 0 || g_idx[i] >= groups)
+            return ql_fail(QL_INVALID, "qgemm: g_idx[%lld] is %d, there are %lld groups", (long long)i, (int)g_idx[i],
+                           (long long)groups);
+    return QL_OK;
+}
+
+ql_status ql_cpu_qgemm(ql_ctx *ctx, ql_mat x, const ql_qweight *w, ql_mat bias, ql_mat y) {
+    QL_TRY(check_groups(w));
+    int64_t rows = w->n < PANEL_ROWS ? w->n : PANEL_ROWS;
+    size_t floats = (size_t)(rows * w->k) * sizeof(float), bytes = (size_t)(w->k * ctx->threads);
+    float *panel = ql_malloc(floats + bytes); /* the panel, then one row of codes per thread */
+    if (!panel) return ql_fail(QL_NOMEM, "qgemm: no memory for a panel of %zu bytes", floats + bytes);
+    ql_status status = QL_OK;
+    for (int64_t first = 0; first < w->n && status == QL_OK; first += rows) {
+        int64_t count = w->n - first < rows ? w->n - first : rows;
+#pragma omp parallel for schedule(static) num_threads(ctx->threads)
+        for (int64_t r = 0; r < count; r++) {
+            uint8_t *codes = (uint8_t *)panel + floats + (int64_t)omp_get_thread_num() * w->k;
+            expand_row(w, first + r, codes, panel + r * w->k);
+        }
+        ql_mat panel_bias = ql_is_present(bias) ? ql_cols(bias, first, count) : bias;
+        status = ql_cpu_gemm(ctx, x, ql_mat_of(panel, QL_F32, count, w->k), panel_bias, ql_cols(y, first, count));
+    }
+    ql_mfree(panel);
+    return status;
+}
