@@ -60,16 +60,16 @@ ql_status ql_cuda_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
     return QL_OK;
 }
 
-static __global__ void add_kernel(ql_mat x, ql_mat y) {
+static __global__ void add_kernel(ql_mat x, float alpha, ql_mat y) {
     float *to = row_of<float>(x, blockIdx.x);
     const float *from = row_of<float>(y, blockIdx.x);
-    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) to[j] += from[j];
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) to[j] += alpha * from[j];
 }
 
-ql_status ql_cuda_add(ql_ctx *ctx, ql_mat x, ql_mat y) {
+ql_status ql_cuda_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
-    LAUNCH(gpu, add_kernel, x.rows, THREADS, x, y);
+    LAUNCH(gpu, add_kernel, x.rows, THREADS, x, alpha, y);
     return QL_OK;
 }
 

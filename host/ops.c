@@ -183,10 +183,10 @@ ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
     return y.rows && y.cols ? ctx->ops->swiglu(ctx, gate, up, y) : QL_OK;
 }
 
-ql_status ql_add(ql_ctx *ctx, ql_mat x, ql_mat y) {
+ql_status ql_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
     QL_TRY(check_mat("add: x", x, QL_F32, ANY, ANY));
     QL_TRY(check_mat("add: y", y, QL_F32, x.rows, x.cols));
-    return x.rows && x.cols ? ctx->ops->add(ctx, x, y) : QL_OK;
+    return x.rows && x.cols ? ctx->ops->add(ctx, x, alpha, y) : QL_OK;
 }
 
 ql_status ql_convert(ql_ctx *ctx, ql_mat src, ql_mat dst) {
@@ -224,6 +224,32 @@ ql_status ql_abs_hist(ql_ctx *ctx, ql_mat x, ql_mat count) {
     QL_TRY(check_mat("abs_hist: x", x, QL_F32, ANY, ANY));
     QL_TRY(check_mat("abs_hist: count", count, QL_U64, 1, 32768));
     return x.rows && x.cols ? ctx->ops->abs_hist(ctx, x, count) : QL_OK;
+}
+
+ql_status ql_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c) {
+    QL_TRY(check_mat("cross: y", y, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("cross: x", x, QL_F32, y.rows, ANY));
+    QL_TRY(check_mat("cross: c", c, QL_F32, y.cols, x.cols));
+    return x.rows && x.cols && y.cols ? ctx->ops->cross(ctx, y, x, c) : QL_OK;
+}
+
+/* ---- following the full-precision model, refinement ------------------------------------------------------------------ */
+
+ql_status ql_solve(ql_ctx *ctx, ql_mat b, ql_mat r, ql_mat order, ql_mat x) {
+    QL_TRY(check_mat("solve: b", b, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("solve: r", r, QL_F32, b.cols, b.cols));
+    QL_TRY(check_optional("solve: order", order, QL_I32, 1, b.cols));
+    QL_TRY(check_mat("solve: x", x, QL_F32, b.rows, b.cols));
+    return b.rows && b.cols ? ctx->ops->solve(ctx, b, r, order, x) : QL_OK;
+}
+
+ql_status ql_refine(ql_ctx *ctx, ql_mat w, ql_mat h, double shift, int sweeps, ql_grid *grid, ql_mat codes) {
+    QL_TRY(check_mat("refine: w", w, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("refine: h", h, QL_F32, w.cols, w.cols));
+    QL_TRY(check_grid("refine", grid, w.rows, w.cols));
+    QL_TRY(check_mat("refine: codes", codes, QL_U8, w.rows, w.cols));
+    if (sweeps < 0) return ql_fail(QL_INVALID, "refine: %d sweeps", sweeps);
+    return w.rows && w.cols && sweeps ? ctx->ops->refine(ctx, w, h, shift, sweeps, grid, codes) : QL_OK;
 }
 
 /* ---- measures ------------------------------------------------------------------------------------------------------------ */

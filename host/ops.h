@@ -17,10 +17,11 @@
     X(attention, (ql_ctx * ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, const int64_t *start,   \
                   int64_t n_seq, ql_mat out))                                                                          \
     X(swiglu, (ql_ctx * ctx, ql_mat gate, ql_mat up, ql_mat y))                                                        \
-    X(add, (ql_ctx * ctx, ql_mat x, ql_mat y))                                                                         \
+    X(add, (ql_ctx * ctx, ql_mat x, float alpha, ql_mat y))                                                            \
     X(convert, (ql_ctx * ctx, ql_mat src, ql_mat dst))                                                                 \
     X(find_nonfinite, (ql_ctx * ctx, ql_mat x, int64_t * index))                                                       \
     X(hessian, (ql_ctx * ctx, ql_mat x, ql_mat h))                                                                     \
+    X(cross, (ql_ctx * ctx, ql_mat y, ql_mat x, ql_mat c))                                                             \
     X(moments, (ql_ctx * ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max))                        \
     X(abs_hist, (ql_ctx * ctx, ql_mat x, ql_mat count))                                                                \
     X(quantize, (ql_ctx * ctx, ql_mat w, const ql_grid *grid, ql_mat codes))                                           \
@@ -30,6 +31,8 @@
     X(grid_search, (ql_ctx * ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid))               \
     X(factor, (ql_ctx * ctx, ql_mat h, ql_mat order, double shift, ql_mat r))                                          \
     X(gptq, (ql_ctx * ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes))                       \
+    X(solve, (ql_ctx * ctx, ql_mat b, ql_mat r, ql_mat order, ql_mat x))                                               \
+    X(refine, (ql_ctx * ctx, ql_mat w, ql_mat h, double shift, int sweeps, ql_grid *grid, ql_mat codes))               \
     X(gptq_literature, (ql_ctx * ctx, ql_mat w, ql_mat h, double scale, int symmetric, ql_act_order order,             \
                         ql_grid *grid, ql_mat codes))                                                                  \
     X(loss, (ql_ctx * ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm))                                  \

@@ -175,8 +175,8 @@ QL_API ql_status ql_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const q
 /* y = gate / (1 + exp(-gate)) * up, all [m][f] F32; y may be gate. */
 QL_API ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y);
 
-/* x += y, both [m][h] F32. */
-QL_API ql_status ql_add(ql_ctx *ctx, ql_mat x, ql_mat y);
+/* x += alpha y, both [m][h] F32. */
+QL_API ql_status ql_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y);
 
 /* dst = src, between F32, F16, BF16 and F64, to nearest even; out of range becomes infinite. */
 QL_API ql_status ql_convert(ql_ctx *ctx, ql_mat src, ql_mat dst);
@@ -188,6 +188,9 @@ QL_API ql_status ql_find_nonfinite(ql_ctx *ctx, ql_mat x, int64_t *index);
 
 /* H += X^T X, upper triangle, the lower is not touched.   x [m][k] F32, h [k][k] F32 or F64 (products then in double). */
 QL_API ql_status ql_hessian(ql_ctx *ctx, ql_mat x, ql_mat h);
+
+/* C += Y^T X.   y [m][a], x [m][b], c [a][b], all F32: how two streams of activations go together. */
+QL_API ql_status ql_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c);
 
 /* Per input: sum of squares, sum of magnitudes, minimum and maximum, all updated in place.
  * x [m][k] F32; sum_sq, sum_abs [1][k] F64; min, max [1][k] F32, which start as +inf and -inf. */
@@ -229,6 +232,15 @@ QL_API ql_status ql_factor(ql_ctx *ctx, ql_mat h, ql_mat order, double shift, ql
  * which equals the original recursion through the Cholesky factor of H^-1, without any inverse.
  * w [n][k] F32 (columns in their own order, unchanged), r from ql_factor with the same order, codes [n][k] U8. */
 QL_API ql_status ql_gptq(ql_ctx *ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes);
+
+/* x = b (H + shift I)^-1 through the factor R of ql_factor, whose order is given again.   b, x [n][k] F32; x may be b. */
+QL_API ql_status ql_solve(ql_ctx *ctx, ql_mat b, ql_mat r, ql_mat order, ql_mat x);
+
+/* Coordinate descent on tr(E (H + shift I) E^T), E = w - dequantized, from given codes: `sweeps` times over all columns, each code
+ * to its best value given all others, and before that the scale of its group by least squares, rounded to FP16 (groups that
+ * divide 128 and lie side by side; others keep theirs).  Never increases the loss beyond rounding.
+ * w [n][k] F32, h [k][k] F32 upper triangle; grid->scale and codes [n][k] U8 are updated. */
+QL_API ql_status ql_refine(ql_ctx *ctx, ql_mat w, ql_mat h, double shift, int sweeps, ql_grid *grid, ql_mat codes);
 
 /* GPTQ as its authors published it, in double precision throughout: dead columns set to 1 in H and to 0 in W, damping
  * 0.01 mean(diag H), U = chol_upper(H^-1), blocks of 128 columns, groups found when reached from the weights updated up to

@@ -28,12 +28,12 @@ ql_status ql_cpu_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
     return QL_OK;
 }
 
-ql_status ql_cpu_add(ql_ctx *ctx, ql_mat x, ql_mat y) {
+ql_status ql_cpu_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
 #pragma omp parallel for schedule(static) num_threads(ctx->threads)
     for (int64_t r = 0; r < x.rows; r++) {
         float *sum = (float *)x.data + r * x.ld;
         const float *term = (const float *)y.data + r * y.ld;
-        for (int64_t i = 0; i < x.cols; i++) sum[i] += term[i];
+        for (int64_t i = 0; i < x.cols; i++) sum[i] += alpha * term[i];
     }
     return QL_OK;
 }

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# All tests, as continuous integration runs them (two cores: under 30 minutes).  GPU or not: what needs a GPU says why it is skipped.
+#   scripts/test.sh            the quick tier
+#   scripts/test.sh --full     the counts of the failure tables (kills, loops, fuzzing, other people's readers); updates tests/FULL.md
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export QALIB_TIER=quick
+case "${1:-}" in
+'') ;;
+--full) export QALIB_TIER=full ;;
+*) echo "usage: scripts/test.sh [--full]" >&2; exit 64 ;;
+esac
+command -v nvcc >/dev/null || [ ! -x /usr/local/cuda/bin/nvcc ] || export PATH="$PATH:/usr/local/cuda/bin"
+
+passed=0 failed=0 failures=()
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+
+# step NAME COMMAND...: runs it, shows its last lines, and all of its output when it fails.
+step() {
+    local name=$1 begin=$SECONDS
+    shift
+    echo "== $name"
+    if "$@" >"$logs/log" 2>&1; then
+        passed=$((passed + 1))
+        grep -E '^(skip|SKIP|layers|headers|format|cuda|[0-9]+% tests passed)' "$logs/log" | sort | uniq -c | sed -E 's/^ +1 /   /; s/^ +([0-9]+) /   (\1 times) /' || true
+        echo "   passed in $((SECONDS - begin)) s"
+    else
+        failed=$((failed + 1))
+        failures+=("$name")
+        tail -n 200 "$logs/log"
+        echo "   FAILED after $((SECONDS - begin)) s"
+    fi
+}
+
+# configure_and_test PRESET [CMAKE OPTIONS]
+configure_and_test() {
+    local preset=$1 launcher=()
+    shift
+    command -v ccache >/dev/null && launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache)
+    cmake --preset "$preset" "${launcher[@]}" "$@"
+    cmake --build "build/$preset"
+    ctest --test-dir "build/$preset" --output-on-failure
+}
+
+step "include layers" scripts/check_layers.sh
+step "headers compile alone" scripts/check_headers.sh
+step "formatting" scripts/check_format.sh
+step "build, warnings are errors" scripts/build.sh -DQALIB_WERROR=ON
+step "unit tests" ctest --test-dir build --output-on-failure
+for script in tests/e2e/*.sh; do
+    step "end to end: $(basename "$script" .sh)" "$script"
+done
+step "address and undefined-behaviour sanitizers" configure_and_test asan
+step "clang, fuzzing" scripts/fuzz.sh
+step "the installed library" tests/consumer/run.sh
+step "CUDA files: sm_80, sm_90a, no spills" scripts/check_cuda.sh
+
+[ $failed -eq 0 ] || printf 'failed: %s\n' "${failures[@]}"
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]
