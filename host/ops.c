@@ -233,6 +233,72 @@ ql_status ql_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c) {
     return x.rows && x.cols && y.cols ? ctx->ops->cross(ctx, y, x, c) : QL_OK;
 }
 
+/* ---- quantization -------------------------------------------------------------------------------------------------------- */
+
+ql_status ql_quantize(ql_ctx *ctx, ql_mat w, const ql_grid *grid, ql_mat codes) {
+    QL_TRY(check_mat("quantize: w", w, QL_F32, ANY, ANY));
+    QL_TRY(check_grid("quantize: grid", grid, w.rows, w.cols));
+    QL_TRY(check_mat("quantize: codes", codes, QL_U8, w.rows, w.cols));
+    return w.rows && w.cols ? ctx->ops->quantize(ctx, w, grid, codes) : QL_OK;
+}
+
+ql_status ql_dequantize(ql_ctx *ctx, ql_mat codes, const ql_grid *grid, ql_mat w) {
+    QL_TRY(check_mat("dequantize: codes", codes, QL_U8, ANY, ANY));
+    QL_TRY(check_grid("dequantize: grid", grid, codes.rows, codes.cols));
+    QL_TRY(check_mat("dequantize: w", w, QL_F32, codes.rows, codes.cols));
+    return w.rows && w.cols ? ctx->ops->dequantize(ctx, codes, grid, w) : QL_OK;
+}
+
+ql_status ql_pack(ql_ctx *ctx, ql_mat codes, int bits, ql_mat words) {
+    QL_TRY(check_bits("pack", bits));
+    QL_TRY(check_mat("pack: codes", codes, QL_U8, ANY, ANY));
+    QL_TRY(check_mat("pack: words", words, QL_I32, codes.rows, ql_packed_words(codes.cols, bits)));
+    return codes.rows && codes.cols ? ctx->ops->pack(ctx, codes, bits, words) : QL_OK;
+}
+
+ql_status ql_unpack(ql_ctx *ctx, ql_mat words, int bits, ql_mat codes) {
+    QL_TRY(check_bits("unpack", bits));
+    QL_TRY(check_mat("unpack: codes", codes, QL_U8, ANY, ANY));
+    QL_TRY(check_mat("unpack: words", words, QL_I32, codes.rows, ql_packed_words(codes.cols, bits)));
+    return codes.rows && codes.cols ? ctx->ops->unpack(ctx, words, bits, codes) : QL_OK;
+}
+
+ql_status ql_grid_search(ql_ctx *ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid) {
+    QL_TRY(check_mat("grid_search: w", w, QL_F32, ANY, ANY));
+    QL_TRY(check_optional("grid_search: importance", importance, QL_F32, 1, w.cols));
+    QL_TRY(check_host("grid_search: rule", rule));
+    QL_TRY(check_grid("grid_search: grid", grid, w.rows, w.cols));
+    return w.rows && w.cols ? ctx->ops->grid_search(ctx, w, importance, rule, grid) : QL_OK;
+}
+
+ql_status ql_factor(ql_ctx *ctx, ql_mat h, ql_mat order, double shift, ql_mat r) {
+    QL_TRY(check_mat("factor: h", h, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("factor: h", h, QL_F32, h.cols, h.cols));
+    QL_TRY(check_optional("factor: order", order, QL_I32, 1, h.cols));
+    QL_TRY(check_mat("factor: r", r, QL_F32, h.cols, h.cols));
+    return h.rows ? ctx->ops->factor(ctx, h, order, shift, r) : QL_OK;
+}
+
+ql_status ql_gptq(ql_ctx *ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes) {
+    QL_TRY(check_mat("gptq: w", w, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("gptq: r", r, QL_F32, w.cols, w.cols));
+    QL_TRY(check_optional("gptq: order", order, QL_I32, 1, w.cols));
+    QL_TRY(check_grid("gptq: grid", grid, w.rows, w.cols));
+    QL_TRY(check_mat("gptq: codes", codes, QL_U8, w.rows, w.cols));
+    return w.rows && w.cols ? ctx->ops->gptq(ctx, w, r, order, grid, codes) : QL_OK;
+}
+
+ql_status ql_gptq_literature(ql_ctx *ctx, ql_mat w, ql_mat h, double scale, int symmetric, ql_act_order order,
+                             ql_grid *grid, ql_mat codes) {
+    QL_TRY(check_mat("gptq_literature: w", w, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("gptq_literature: h", h, QL_F64, w.cols, w.cols));
+    QL_TRY(check_grid("gptq_literature: grid", grid, w.rows, w.cols));
+    QL_TRY(check_mat("gptq_literature: codes", codes, QL_U8, w.rows, w.cols));
+    if (order == QL_ORDER_DYNAMIC && !ql_is_present(grid->g_idx))
+        return ql_fail(QL_INVALID, "gptq_literature: dynamic order writes grid->g_idx, which is absent");
+    return w.rows && w.cols ? ctx->ops->gptq_literature(ctx, w, h, scale, symmetric, order, grid, codes) : QL_OK;
+}
+
 /* ---- following the full-precision model, refinement ------------------------------------------------------------------ */
 
 ql_status ql_solve(ql_ctx *ctx, ql_mat b, ql_mat r, ql_mat order, ql_mat x) {

@@ -45,9 +45,7 @@ enum { RUN = 512 }; /* values at a time: 4 KiB of doubles stay in the first-leve
 static void load_run(const void *src, ql_dtype dtype, int64_t first, int64_t count, double *values) {
     const uint16_t *half = (const uint16_t *)src + first;
     switch (dtype) {
-    case QL_F64:
-        memcpy(values, (const double *)src + first, (size_t)count * sizeof *values);
-        break;
+    case QL_F64: memcpy(values, (const double *)src + first, (size_t)count * sizeof *values); break;
     case QL_F32:
         for (int64_t i = 0; i < count; i++) values[i] = ((const float *)src)[first + i];
         break;
@@ -62,9 +60,7 @@ static void load_run(const void *src, ql_dtype dtype, int64_t first, int64_t cou
 static void store_run(const double *values, int64_t count, void *dst, ql_dtype dtype, int64_t first) {
     uint16_t *half = (uint16_t *)dst + first;
     switch (dtype) {
-    case QL_F64:
-        memcpy((double *)dst + first, values, (size_t)count * sizeof *values);
-        break;
+    case QL_F64: memcpy((double *)dst + first, values, (size_t)count * sizeof *values); break;
     case QL_F32:
         for (int64_t i = 0; i < count; i++) ((float *)dst)[first + i] = (float)values[i];
         break;
@@ -95,14 +91,10 @@ ql_status ql_cpu_convert(ql_ctx *ctx, ql_mat src, ql_mat dst) {
 
 static int is_nonfinite(const void *row, ql_dtype dtype, int64_t i) {
     switch (dtype) {
-    case QL_F64:
-        return (((const uint64_t *)row)[i] & 0x7ff0000000000000u) == 0x7ff0000000000000u;
-    case QL_F32:
-        return (((const uint32_t *)row)[i] & 0x7f800000u) == 0x7f800000u;
-    case QL_F16:
-        return (((const uint16_t *)row)[i] & 0x7c00u) == 0x7c00u;
-    default:
-        return (((const uint16_t *)row)[i] & 0x7f80u) == 0x7f80u;
+    case QL_F64: return (((const uint64_t *)row)[i] & 0x7ff0000000000000u) == 0x7ff0000000000000u;
+    case QL_F32: return (((const uint32_t *)row)[i] & 0x7f800000u) == 0x7f800000u;
+    case QL_F16: return (((const uint16_t *)row)[i] & 0x7c00u) == 0x7c00u;
+    default: return (((const uint16_t *)row)[i] & 0x7f80u) == 0x7f80u;
     }
 }
 
@@ -115,14 +107,10 @@ static inline int64_t count_nonfinite(const void *row, const ql_dtype dtype, int
 
 static int row_is_clean(const void *row, ql_dtype dtype, int64_t cols) {
     switch (dtype) {
-    case QL_F64:
-        return count_nonfinite(row, QL_F64, cols) == 0;
-    case QL_F32:
-        return count_nonfinite(row, QL_F32, cols) == 0;
-    case QL_F16:
-        return count_nonfinite(row, QL_F16, cols) == 0;
-    default:
-        return count_nonfinite(row, QL_BF16, cols) == 0;
+    case QL_F64: return count_nonfinite(row, QL_F64, cols) == 0;
+    case QL_F32: return count_nonfinite(row, QL_F32, cols) == 0;
+    case QL_F16: return count_nonfinite(row, QL_F16, cols) == 0;
+    default: return count_nonfinite(row, QL_BF16, cols) == 0;
     }
 }
 

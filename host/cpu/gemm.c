@@ -25,9 +25,7 @@ static void tile_product(ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
     sgemm_("T", "N", &n, &m, &k, &one, w.data, &ldw, x.data, &ldx, &beta, y.data, &ldy);
 }
 
-static int64_t at_most(int64_t limit, int64_t left) {
-    return left < limit ? left : limit;
-}
+static int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
 
 ql_status ql_cpu_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)

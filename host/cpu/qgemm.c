@@ -30,17 +30,10 @@ static inline void unpack_row_of(const unsigned char *stream, const int bits, in
 /* One instance per width: shifts and copies are then constants. */
 static void unpack_row(const void *stream, int bits, int64_t k, uint8_t *codes) {
     switch (bits) {
-    case 2:
-        unpack_row_of(stream, 2, k, codes);
-        break;
-    case 3:
-        unpack_row_of(stream, 3, k, codes);
-        break;
-    case 4:
-        unpack_row_of(stream, 4, k, codes);
-        break;
-    default:
-        unpack_row_of(stream, 8, k, codes);
+    case 2: unpack_row_of(stream, 2, k, codes); break;
+    case 3: unpack_row_of(stream, 3, k, codes); break;
+    case 4: unpack_row_of(stream, 4, k, codes); break;
+    default: unpack_row_of(stream, 8, k, codes);
     }
 }
 

@@ -89,9 +89,7 @@ static bool fit_scale(const problem *p, int64_t row, int64_t begin, int64_t widt
     }
     if (!(curvature > 0)) return false;
     float fitted = ql_round_f16((float)(*scale - slope / curvature)), step = fitted - *scale;
-    /* 2^-14 is the smallest normal binary16: below it a scale loses its digits. */
-    if (!(fitted >= 6.103515625e-5f) || !(fitted <= 65504.0f) || !(step * (2 * slope + step * curvature) < 0))
-        return false;
+    if (!(fitted > 0.0f) || !(fitted <= 65504.0f) || !(step * (2 * slope + step * curvature) < 0)) return false;
     *scale = fitted;
     for (int64_t j = at; j < at + size; j++) delta[j] += step * (float)(codes[j] - zero);
     for (int64_t i = 0; i < width; i++) gradient[i] += step * image[i];

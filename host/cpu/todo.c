@@ -4,9 +4,7 @@
 
 #pragma GCC diagnostic ignored "-Wunused-parameter"
 #define TODO(name, parameters)                                                                                         \
-    ql_status ql_cpu_##name parameters {                                                                               \
-        return ql_fail(QL_UNSUPPORTED, "%s: not on the CPU yet", #name);                                               \
-    }
+    ql_status ql_cpu_##name parameters { return ql_fail(QL_UNSUPPORTED, "%s: not on the CPU yet", #name); }
 
 TODO(hessian, (ql_ctx * ctx, ql_mat x, ql_mat h))
 TODO(moments, (ql_ctx * ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max))
@@ -14,13 +12,3 @@ TODO(abs_hist, (ql_ctx * ctx, ql_mat x, ql_mat count))
 TODO(loss, (ql_ctx * ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm))
 TODO(nll, (ql_ctx * ctx, ql_mat logits, ql_mat target, ql_mat nll))
 TODO(kld, (ql_ctx * ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same))
-
-TODO(quantize, (ql_ctx * ctx, ql_mat w, const ql_grid *grid, ql_mat codes))
-TODO(dequantize, (ql_ctx * ctx, ql_mat codes, const ql_grid *grid, ql_mat w))
-TODO(pack, (ql_ctx * ctx, ql_mat codes, int bits, ql_mat words))
-TODO(unpack, (ql_ctx * ctx, ql_mat words, int bits, ql_mat codes))
-TODO(grid_search, (ql_ctx * ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid))
-TODO(factor, (ql_ctx * ctx, ql_mat h, ql_mat order, double shift, ql_mat r))
-TODO(gptq, (ql_ctx * ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes))
-TODO(gptq_literature, (ql_ctx * ctx, ql_mat w, ql_mat h, double scale, int symmetric, ql_act_order order, ql_grid *grid,
-                        ql_mat codes))
