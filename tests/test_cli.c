@@ -14,15 +14,20 @@ static ql_status run_fake(const cli *args) { return behaviour(args); }
 
 static const cli_option fake_options[] = {
     {"model", 'm', "DIR", true, "directory of the model to read, described in a sentence that is long enough to wrap"},
-    {"bits", 'b', "N", false, "bits per weight"},
-    {"group-size", 'g', "N", false, "inputs per group"},
-    {"damp", 0, "X", false, "damping"},
     {"shard-size", 0, "SIZE", false, "size of a shard"},
     {"sym", 's', NULL, false, "symmetric"},
     {0},
 };
-static const cli_command fake = {"fake",           "A command for tests.",  "PATH...", fake_options,
-                                 "Details of it.", "qalib fake -m DIR a b", run_fake};
+static const cli_command fake = {
+    .name = "fake",
+    .summary = "A command for tests.",
+    .positional = "PATH...",
+    .options = fake_options,
+    .shared = cli_recipe_options,
+    .details = "Details of it.",
+    .examples = "qalib fake -m DIR a b",
+    .run = run_fake,
+};
 static const cli_command *const commands[] = {&fake, NULL};
 
 static ql_arena *arena;
@@ -156,6 +161,45 @@ static void choices_are_listed(void **state) {
     assert_int_equal(choice, 1);
     assert_ok(PARSE(&args, "a", "-m", "Static"));
     assert_refused(cli_choice(args, "model", choices, &choice), QL_USAGE, "none, static");
+}
+
+/* ---- a recipe from options ---------------------------------------------------------------------------------------------- */
+
+#define RECIPE(r, ...) (PARSE(&args, "a", "-mx", __VA_ARGS__) == QL_OK ? cli_recipe(args, arena, r) : QL_INTERNAL)
+
+static void options_win_over_the_recipe_file(void **state) {
+    (void)state;
+    char path[] = "/tmp/cli_recipe_XXXXXX";
+    const char text[] = "version: 1\nscheme: W3A16-RTN-g64\nsymmetric: false\nact_order: dynamic\ndamp: 0.05\n";
+    int fd = mkstemp(path);
+    assert_int_equal(write(fd, text, sizeof text - 1), sizeof text - 1);
+    close(fd);
+    cli *args;
+    recipe r;
+    assert_ok(RECIPE(&r, "-q"));
+    assert_true(r.base.bits == 4 && r.base.group == 128 && r.base.method == METHOD_GPTQ && r.symmetric && r.sequential);
+    assert_ok(RECIPE(&r, "-r", path));
+    assert_true(r.base.bits == 3 && r.base.group == 64 && r.base.method == METHOD_RTN && !r.symmetric &&
+                r.damp == 0.05);
+    assert_ok(RECIPE(&r, "-r", path, "--sym", "--bits", "8", "-g-1", "--act-order=none", "--scale-search", "off"));
+    assert_true(r.base.bits == 8 && r.base.group == -1 && r.base.method == METHOD_RTN && r.symmetric &&
+                !r.scale_search);
+    assert_int_equal(r.act_order, QL_ORDER_NONE);
+    assert_ok(RECIPE(&r, "--scheme", "W2A16-GPTQ-g32", "--literature"));
+    assert_true(r.base.bits == 2 && r.base.group == 32 && r.literature && !r.scale_search && !r.sequential);
+    assert_int_equal(r.act_order, QL_ORDER_NONE);
+
+    assert_refused(RECIPE(&r, "-r", path, "--literature"), QL_MISMATCH, "literature has damp 0.01, but 0.05");
+    assert_refused(RECIPE(&r, "--literature", "--sequential", "on"), QL_MISMATCH, "sequential");
+    assert_refused(RECIPE(&r, "--sym", "--asym"), QL_USAGE, "give one");
+    assert_refused(RECIPE(&r, "-r", path, "--scheme", "W4A16-RTN"), QL_USAGE, "give one");
+    assert_refused(RECIPE(&r, "--scheme", "int4"), QL_USAGE, "W4A16-GPTQ-g128");
+    assert_refused(RECIPE(&r, "--method", "awq"), QL_USAGE, "rtn, gptq");
+    assert_refused(RECIPE(&r, "--bits", "5"), QL_MISMATCH, "expected 2, 3, 4 or 8");
+    assert_refused(RECIPE(&r, "-g", "0"), QL_MISMATCH, "group_size 0");
+    assert_refused(RECIPE(&r, "--damp", "0"), QL_MISMATCH, "more than 0");
+    assert_refused(RECIPE(&r, "--sequential", "maybe"), QL_USAGE, "off, on");
+    unlink(path);
 }
 
 /* ---- the whole program in a child ------------------------------------------------------------------------------------- */
@@ -356,6 +400,7 @@ int main(void) {
         cmocka_unit_test(numbers_are_whole_words_in_range),
         cmocka_unit_test(sizes_have_units),
         cmocka_unit_test(choices_are_listed),
+        cmocka_unit_test(options_win_over_the_recipe_file),
         cmocka_unit_test(every_status_has_its_exit_code),
         cmocka_unit_test(errors_as_json_lines),
         cmocka_unit_test(commands_are_suggested),

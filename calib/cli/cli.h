@@ -13,6 +13,7 @@
 #include <stdio.h>
 
 #include "calib/progress.h"
+#include "calib/recipe.h"
 #include "host/mem.h"
 
 typedef struct cli_option {
@@ -27,10 +28,11 @@ typedef struct cli cli;
 
 typedef struct cli_command {
     const char *name, *summary;
-    const char
-        *positional; /* "PATH" if one positional argument is taken (required), "PATH..." if one or more, NULL if none */
-    const cli_option
-        *options; /* ends with a NULL name; the common ones (--help, --json, --device, --threads, ...) are added */
+    /* "PATH" if one positional argument is taken (required), "PATH..." if one or more, NULL if none. */
+    const char *positional;
+    /* Tables that end with a NULL name: its own options, and ones that several commands take alike (cli_recipe_options) or
+     * NULL.  The common ones (--help, --json, --device, --threads, ...) are added. */
+    const cli_option *options, *shared;
     const char *details, *examples;
     ql_status (*run)(const cli *args);
 } cli_command;
@@ -45,6 +47,11 @@ ql_status cli_real(const cli *args, const char *option, double least, double mos
 ql_status cli_choice(const cli *args, const char *option, const char *const choices[], int *value);
 /* "5GB", "500MB" (powers of ten), "4GiB" (powers of two) or plain bytes. */
 ql_status cli_bytes(const cli *args, const char *option, uint64_t *value);
+/* The options that say what to do with a model, for commands whose `shared` table this is.  cli_recipe puts them together: defaults,
+ * then the recipe file or the scheme, then the single options, then recipe_check. */
+extern const cli_option cli_recipe_options[];
+ql_status cli_recipe(const cli *args, ql_arena *arena, recipe *r);
+
 /* Opens the context that --device and --threads ask for. */
 ql_status cli_open_ctx(const cli *args, ql_ctx **ctx);
 /* How progress is to be shown, from --progress, --quiet and --log-format. */

@@ -57,10 +57,10 @@ void cli_print_help(FILE *out, const cli_command *command, int width) {
     fprintf(out, "Usage: qalib %s [options]%s%s\n\n", command->name, command->positional ? " " : "",
             command->positional ? command->positional : "");
     print_wrapped(out, command->summary, 0, 0, width);
-    if (command->options && command->options->name) {
-        fprintf(out, "\nOptions:\n");
-        print_options(out, command->options, width);
-    }
+    if (command->options && command->options->name) fprintf(out, "\nOptions:\n");
+    print_options(out, command->options, width);
+    if (command->shared) fprintf(out, "\nRecipe:\n");
+    print_options(out, command->shared, width);
     fprintf(out, "\nCommon options:\n");
     print_options(out, cli_common_options, width);
     if (command->details) {

@@ -45,17 +45,19 @@ static const cli_option *find_in(const cli_option *table, const char *name, size
 
 /* By name (letter 0) or by letter; the command's own options come first. */
 static const cli_option *find(const cli_command *command, const char *name, size_t length, char letter) {
-    const cli_option *own = find_in(command->options, name, length, letter);
-    return own ? own : find_in(cli_common_options, name, length, letter);
+    const cli_option *option = find_in(command->options, name, length, letter);
+    if (!option) option = find_in(command->shared, name, length, letter);
+    return option ? option : find_in(cli_common_options, name, length, letter);
 }
 
 enum { MAX_OPTIONS = 128 };
 
 static const char *nearest_option(const cli_command *command, const char *name) {
+    const cli_option *tables[] = {command->options, command->shared, cli_common_options};
     const char *names[MAX_OPTIONS + 1];
     int count = 0;
-    for (const cli_option *o = command->options; o && o->name && count < MAX_OPTIONS; o++) names[count++] = o->name;
-    for (const cli_option *o = cli_common_options; o->name && count < MAX_OPTIONS; o++) names[count++] = o->name;
+    for (int t = 0; t < 3; t++)
+        for (const cli_option *o = tables[t]; o && o->name && count < MAX_OPTIONS; o++) names[count++] = o->name;
     names[count] = NULL;
     return ql_nearest_word(name, names);
 }

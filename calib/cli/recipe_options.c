@@ -1,0 +1,74 @@
+/* A recipe from the command line. */
+#include "calib/cli/cli.h"
+#include "host/status.h"
+
+const cli_option cli_recipe_options[] = {
+    {"recipe", 'r', "FILE", false, "YAML recipe; the options below win over it"},
+    {"scheme", 0, "NAME", false, "method, bits and group in one word: W4A16-GPTQ-g128, W3A16-RTN-g64, ..."},
+    {"method", 0, "NAME", false, "rtn or gptq (default: gptq)"},
+    {"bits", 'b', "N", false, "2, 3, 4 or 8 (default: 4)"},
+    {"group-size", 'g', "N", false, "inputs per scale: 32, 64, 128, or -1 for a whole row (default: 128)"},
+    {"sym", 0, NULL, false, "symmetric grids (default)"},
+    {"asym", 0, NULL, false, "grids with a zero point"},
+    {"act-order", 0, "ORDER", false, "order of the columns: none, static or dynamic (default: static)"},
+    {"damp", 0, "X", false, "damping, relative to the mean of the Hessian's diagonal (default: 0.01)"},
+    {"sequential", 0, "on|off", false, "inputs of each linear from the ones quantized before it (default: on)"},
+    {"scale-search", 0, "on|off", false, "search the scale of least squared error (default: on)"},
+    {"literature", 0, NULL, false, "GPTQ as published and nothing else"},
+    {0},
+};
+
+static ql_status take_symmetry(const cli *args, recipe *r) {
+    if (cli_has(args, "sym") && cli_has(args, "asym")) return ql_fail(QL_USAGE, "--sym and --asym: give one of them");
+    if (cli_has(args, "sym")) r->symmetric = true;
+    if (cli_has(args, "asym")) r->symmetric = false;
+    return QL_OK;
+}
+
+static ql_status take_switch(const cli *args, const char *option, unsigned asked, bool *value, recipe *r) {
+    static const char *const words[] = {"off", "on", NULL};
+    int choice = 0;
+    if (!cli_has(args, option)) return QL_OK;
+    QL_TRY(cli_choice(args, option, words, &choice));
+    *value = choice == 1;
+    r->asked |= asked;
+    return QL_OK;
+}
+
+static ql_status take_rule(const cli *args, module_rule *rule) {
+    static const char *const methods[] = {"rtn", "gptq", NULL};
+    int64_t bits = rule->bits;
+    int method = (int)rule->method;
+    QL_TRY(cli_choice(args, "method", methods, &method));
+    QL_TRY(cli_int(args, "bits", 2, 8, &bits));
+    QL_TRY(cli_int(args, "group-size", -1, 128, &rule->group));
+    rule->method = (method_id)method;
+    rule->bits = (int)bits;
+    return QL_OK;
+}
+
+static ql_status take_order(const cli *args, recipe *r) {
+    static const char *const orders[] = {"none", "static", "dynamic", NULL};
+    int order = (int)r->act_order;
+    QL_TRY(cli_choice(args, "act-order", orders, &order));
+    r->act_order = (ql_act_order)order;
+    if (cli_has(args, "act-order")) r->asked |= ASKED_ACT_ORDER;
+    return QL_OK;
+}
+
+ql_status cli_recipe(const cli *args, ql_arena *arena, recipe *r) {
+    const char *file = cli_value(args, "recipe"), *scheme = cli_value(args, "scheme");
+    recipe_defaults(r);
+    if (file && scheme) return ql_fail(QL_USAGE, "--recipe and --scheme: give one of them");
+    if (file) QL_TRY(recipe_load(file, arena, r));
+    if (scheme) QL_TRY(recipe_scheme(scheme, r));
+    QL_TRY(take_rule(args, &r->base));
+    QL_TRY(take_symmetry(args, r));
+    QL_TRY(take_order(args, r));
+    QL_TRY(cli_real(args, "damp", 0, 1, &r->damp));
+    if (cli_has(args, "damp")) r->asked |= ASKED_DAMP;
+    QL_TRY(take_switch(args, "sequential", ASKED_SEQUENTIAL, &r->sequential, r));
+    QL_TRY(take_switch(args, "scale-search", ASKED_SCALE_SEARCH, &r->scale_search, r));
+    if (cli_has(args, "literature")) r->literature = true;
+    return recipe_check(r);
+}

@@ -1,0 +1,191 @@
+#include "calib/modules.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "formats/layout.h"
+#include "host/log.h"
+#include "host/status.h"
+
+/* ---- resolving ---------------------------------------------------------------------------------------------------------- */
+
+/* Why the file cannot hold a module; NULL: it can, or it is skipped anyway. */
+static const char *obstacle(const model_config *config, linear_id id, const module_rule *rule, ql_arena *arena) {
+    int64_t n, k;
+    linear_shape(config, id, &n, &k);
+    return rule->skip ? NULL : layout_gptq_obstacle(n, k, rule->bits, rule->group, arena);
+}
+
+/* For the one warning: why a kind of module cannot be stored, in how many layers it stays in 16 bits. */
+typedef struct kept_kinds {
+    const char *reason[LINEARS];
+    int64_t layers[LINEARS];
+} kept_kinds;
+
+/* Linears of one input are what runtimes fuse: one that cannot be stored keeps its fellows in 16 bits. */
+static void keep_fused(const char *const reason[LINEARS], module_rule *rules, kept_kinds *kept) {
+    for (linear_id id = 0; id < LINEARS; id++) {
+        const char *why = NULL;
+        for (linear_id other = 0; other < LINEARS; other++)
+            if (linear_site[other] == linear_site[id] && reason[other]) why = reason[other];
+        if (!why || rules[id].skip) continue;
+        rules[id].skip = true;
+        kept->reason[id] = reason[id] ? reason[id] : "fused with one of these";
+        kept->layers[id]++;
+    }
+}
+
+static void warn_kept(const kept_kinds *kept) {
+    char list[1024] = "";
+    for (linear_id id = 0; id < LINEARS; id++) {
+        size_t used = strlen(list);
+        if (kept->layers[id])
+            snprintf(list + used, sizeof list - used, "%s%s in %lld layers (%s)", used ? ", " : "", linear_names[id],
+                     (long long)kept->layers[id], kept->reason[id]);
+    }
+    if (list[0]) ql_log(QL_WARNING, "modules that a GPTQ file cannot hold stay in 16 bits: %s", list);
+}
+
+/* A pattern that matches nothing is a typing error more often than not, and one would find out hours later. */
+static ql_status warn_unmatched(const recipe *r, int64_t layers) {
+    for (int i = 0; i < r->n_overrides; i++) {
+        bool matches = false;
+        for (int64_t module = 0; module < layers * LINEARS && !matches; module++) {
+            char name[NAME_SIZE];
+            module_name(name, module / LINEARS, (linear_id)(module % LINEARS));
+            QL_TRY(recipe_matches(&r->overrides[i], name, &matches));
+        }
+        if (!matches)
+            ql_log(QL_WARNING, "override %d of the recipe matches no module of this model: %s", i + 1,
+                   r->overrides[i].match);
+    }
+    return QL_OK;
+}
+
+static ql_status list_skipped(ql_arena *arena, module_table *table) {
+    int64_t modules = table->layers * LINEARS, used = 0;
+    const char **names;
+    for (int64_t i = 0; i < modules; i++) table->n_skipped += table->rules[i].skip;
+    if (table->n_skipped == modules)
+        return ql_fail(QL_MISMATCH, "nothing is left to quantize: every module is skipped or cannot be stored");
+    QL_TRY(ql_take(arena, (size_t)table->n_skipped + 1, sizeof *names, &names));
+    for (int64_t i = 0; i < modules; i++) {
+        char name[NAME_SIZE], *copy;
+        if (!table->rules[i].skip) continue;
+        module_name(name, i / LINEARS, (linear_id)(i % LINEARS));
+        QL_TRY(ql_arena_string(arena, name, &copy));
+        names[used++] = copy;
+    }
+    table->skipped = names;
+    return QL_OK;
+}
+
+ql_status modules_resolve(const recipe *r, const model_config *config, ql_arena *arena, module_table *out) {
+    *out = (module_table){.layers = config->layers};
+    kept_kinds kept = {0};
+    QL_TRY(ql_take(arena, (size_t)config->layers * LINEARS, sizeof *out->rules, &out->rules));
+    for (int64_t layer = 0; layer < config->layers; layer++) {
+        module_rule *rules = &out->rules[layer * LINEARS];
+        const char *reason[LINEARS];
+        for (linear_id id = 0; id < LINEARS; id++) {
+            char name[NAME_SIZE];
+            module_name(name, layer, id);
+            QL_TRY(recipe_rule(r, name, &rules[id]));
+            reason[id] = obstacle(config, id, &rules[id], arena);
+        }
+        keep_fused(reason, rules, &kept);
+    }
+    warn_kept(&kept);
+    QL_TRY(warn_unmatched(r, config->layers));
+    return list_skipped(arena, out);
+}
+
+/* ---- targets -------------------------------------------------------------------------------------------------------------- */
+
+const char *const target_names[TARGETS + 1] = {
+    [TARGET_VLLM] = "vllm",
+    [TARGET_TRANSFORMERS] = "transformers",
+    [TARGET_EXLLAMAV2] = "exllamav2",
+    [TARGET_LLAMA_CPP] = "llama.cpp",
+};
+
+/* What the loaders of GPTQ files demand of a module: formats they were read in are named in the refusal. */
+typedef struct loader_limits {
+    const char *loader;
+    int bits[5]; /* ends with 0 */
+    bool symmetric_only;
+    int k_multiple, n_multiple;
+    bool fused_alike;      /* q, k, v (and gate, up) are one parameter: the same bits and group, quantized or not */
+    bool uniform;          /* one number of bits and one group size for the whole file */
+    const char *no_format; /* the target does not read GPTQ files at all */
+} loader_limits;
+
+static const loader_limits limits[TARGETS] = {
+    [TARGET_VLLM] = {"vLLM gptq_marlin", {4, 8}, true, 128, 64, true, false, NULL},
+    [TARGET_TRANSFORMERS] = {"transformers (GPTQModel)", {2, 3, 4, 8}, false, 32, 32, false, false, NULL},
+    [TARGET_EXLLAMAV2] = {"exllamav2", {4}, false, 32, 32, false, true, NULL},
+    [TARGET_LLAMA_CPP] = {"llama.cpp", {0}, false, 1, 1, false, false, "reads GGUF files, not GPTQ"},
+};
+
+static bool has_bits(const loader_limits *limit, int bits) {
+    for (const int *b = limit->bits; *b; b++)
+        if (*b == bits) return true;
+    return false;
+}
+
+/* The limit that one module breaks by itself. */
+static ql_status module_obstacle(const loader_limits *limit, const recipe *r, const module_rule *rule, int64_t n,
+                                 int64_t k, ql_arena *arena, char **reason) {
+    if (!has_bits(limit, rule->bits)) return ql_arena_format(arena, reason, "%d bits", rule->bits);
+    if (limit->symmetric_only && !r->symmetric) return ql_arena_format(arena, reason, "only symmetric grids (sym)");
+    if (k % limit->k_multiple)
+        return ql_arena_format(arena, reason, "K %% %d == 0, but K = %lld", limit->k_multiple, (long long)k);
+    if (n % limit->n_multiple)
+        return ql_arena_format(arena, reason, "N %% %d == 0, but N = %lld", limit->n_multiple, (long long)n);
+    return QL_OK;
+}
+
+static bool stored_alike(const module_rule *a, const module_rule *b) {
+    if (a->skip || b->skip) return a->skip == b->skip;
+    return a->bits == b->bits && a->group == b->group;
+}
+
+/* The first module that must be stored like this one and is not. */
+static ql_status unequal_obstacle(const loader_limits *limit, const module_table *table, int64_t module,
+                                  ql_arena *arena, char **reason) {
+    linear_id id = (linear_id)(module % LINEARS);
+    const module_rule *rule = &table->rules[module];
+    for (int64_t other = 0; other < table->layers * LINEARS; other++) {
+        linear_id other_id = (linear_id)(other % LINEARS);
+        bool fused = other / LINEARS == module / LINEARS && linear_site[other_id] == linear_site[id];
+        bool everywhere = limit->uniform && !rule->skip && !table->rules[other].skip;
+        if (!(limit->fused_alike && fused) && !everywhere) continue;
+        if (stored_alike(rule, &table->rules[other])) continue;
+        char name[NAME_SIZE];
+        module_name(name, other / LINEARS, other_id);
+        return ql_arena_format(arena, reason, "%s, but %s differs",
+                               everywhere ? "one number of bits and one group size for all modules"
+                                          : "equal bits and groups inside fused q, k, v and gate, up",
+                               name);
+    }
+    return QL_OK;
+}
+
+ql_status modules_target_obstacle(const module_table *table, const recipe *r, const model_config *config,
+                                  target_id target, ql_arena *arena, char **reason) {
+    const loader_limits *limit = &limits[target];
+    *reason = NULL;
+    if (limit->no_format) return ql_arena_format(arena, reason, "%s %s", limit->loader, limit->no_format);
+    for (int64_t module = 0; module < table->layers * LINEARS; module++) {
+        char name[NAME_SIZE], *broken = NULL;
+        int64_t n, k;
+        linear_id id = (linear_id)(module % LINEARS);
+        linear_shape(config, id, &n, &k);
+        if (!table->rules[module].skip) QL_TRY(module_obstacle(limit, r, &table->rules[module], n, k, arena, &broken));
+        if (!broken) QL_TRY(unequal_obstacle(limit, table, module, arena, &broken));
+        if (!broken) continue;
+        module_name(name, module / LINEARS, id);
+        return ql_arena_format(arena, reason, "%s: %s demands %s", name, limit->loader, broken);
+    }
+    return QL_OK;
+}

@@ -1,0 +1,33 @@
+/* What happens to every module of a model: the recipe's rule, unless the file cannot hold the result.
+ *
+ * GPTQ files need K % 32, N % 32 and K % group.  A module that breaks one of them stays in 16 bits together with the ones that runtimes
+ * fuse with it (q, k, v; gate, up); all of them are named in one warning.  A list of targets makes the loaders' own limits binding.
+ */
+#ifndef CALIB_MODULES_H
+#define CALIB_MODULES_H
+
+#include "calib/recipe.h"
+
+typedef struct module_table {
+    int64_t layers;
+    module_rule *rules;         /* [layers * LINEARS] */
+    const char *const *skipped; /* names of the modules left in 16 bits, NULL-terminated */
+    int64_t n_skipped;
+} module_table;
+
+/* QL_MISMATCH if nothing is left to quantize. */
+ql_status modules_resolve(const recipe *r, const model_config *config, ql_arena *arena, module_table *out);
+
+static inline const module_rule *modules_rule(const module_table *table, int64_t layer, linear_id id) {
+    return &table->rules[layer * LINEARS + id];
+}
+
+/* The runtimes that --target knows. */
+typedef enum target_id { TARGET_VLLM, TARGET_TRANSFORMERS, TARGET_EXLLAMAV2, TARGET_LLAMA_CPP, TARGETS } target_id;
+extern const char *const target_names[TARGETS + 1]; /* ends with NULL */
+
+/* Why this target cannot load the result: the first module and the limit that it breaks, in *reason; NULL if it can. */
+ql_status modules_target_obstacle(const module_table *table, const recipe *r, const model_config *config,
+                                  target_id target, ql_arena *arena, char **reason);
+
+#endif
