@@ -1,0 +1,117 @@
+/* Statistics of the inputs of a linear layer.
+ *
+ * H += X^T X, upper triangle.   X [m][k], H [k][k].  H is cut into fixed square tiles that the threads share; a tile is one
+ * single-threaded BLAS call over all tokens.  Row-major C += A^T B is column-major C^T += B^T A.
+ */
+#include <omp.h>
+
+#include "host/cpu/blas.h"
+#include "host/mat.h"
+#include "host/mem.h"
+#include "host/num.h"
+#include "host/ops.h"
+
+/* 256: the 36 tiles of k = 2048 still share out among a dozen threads; 512 is no faster.  perf/LOG.md, "hessian tiles". */
+enum { TILE = 256 };
+
+static int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
+
+static void tile_f32(ql_mat x, int64_t row, int64_t col, ql_mat h) {
+    const int rows = (int)at_most(TILE, h.rows - row), cols = (int)at_most(TILE, h.cols - col);
+    const int m = (int)x.rows, ldx = (int)x.ld, ldh = (int)h.ld;
+    const float one = 1, *a = (const float *)x.data + row, *b = (const float *)x.data + col;
+    float *c = (float *)h.data + row * h.ld + col;
+    if (row == col) ssyrk_("L", "N", &rows, &m, &one, a, &ldx, &one, c, &ldh);
+    else sgemm_("N", "T", &cols, &rows, &m, &one, b, &ldx, a, &ldx, &one, c, &ldh);
+}
+
+static void tile_f64(ql_mat x, int64_t row, int64_t col, ql_mat h) {
+    const int rows = (int)at_most(TILE, h.rows - row), cols = (int)at_most(TILE, h.cols - col);
+    const int m = (int)x.rows, ldx = (int)x.ld, ldh = (int)h.ld;
+    const double one = 1, *a = (const double *)x.data + row, *b = (const double *)x.data + col;
+    double *c = (double *)h.data + row * h.ld + col;
+    if (row == col) dsyrk_("L", "N", &rows, &m, &one, a, &ldx, &one, c, &ldh);
+    else dgemm_("N", "T", &cols, &rows, &m, &one, b, &ldx, a, &ldx, &one, c, &ldh);
+}
+
+static void add_products(ql_ctx *ctx, ql_mat x, ql_mat h) {
+    int64_t tiles = ql_ceil_div(h.cols, TILE);
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)
+    for (int64_t i = 0; i < tiles; i++)
+        for (int64_t j = 0; j < tiles; j++) {
+            if (j < i) continue;
+            if (h.dtype == QL_F64) tile_f64(x, i * TILE, j * TILE, h);
+            else tile_f32(x, i * TILE, j * TILE, h);
+        }
+}
+
+/* Tokens that are converted to double at a time: 4 MiB per 1024 inputs. */
+enum { DOUBLE_ROWS = 512 };
+
+ql_status ql_cpu_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
+    if (h.dtype == QL_F32) {
+        add_products(ctx, x, h);
+        return QL_OK;
+    }
+    int64_t rows = at_most(DOUBLE_ROWS, x.rows);
+    size_t bytes = (size_t)(rows * x.cols) * sizeof(double);
+    ql_mat panel = ql_mat_of(ql_malloc(bytes), QL_F64, rows, x.cols);
+    if (!panel.data) return ql_fail(QL_NOMEM, "hessian: no memory for a panel of %zu bytes", bytes);
+    ql_status status = QL_OK;
+    for (int64_t first = 0; first < x.rows && status == QL_OK; first += rows) {
+        panel.rows = at_most(rows, x.rows - first);
+        status = ql_cpu_convert(ctx, ql_rows(x, first, panel.rows), panel);
+        add_products(ctx, panel, h);
+    }
+    ql_mfree(panel.data);
+    return status;
+}
+
+/* ---- moments: a thread owns a run of columns and walks all rows, so every sum has one order -------------------------------- */
+
+enum { RUN = 64 }; /* columns per run: a row of it is four cache lines, its sums 1.5 KiB */
+
+static void run_moments(ql_mat x, int64_t first, int64_t count, double *sum_sq, double *sum_abs, float *min,
+                        float *max) {
+    for (int64_t r = 0; r < x.rows; r++) {
+        const float *row = (const float *)x.data + r * x.ld + first;
+#pragma omp simd
+        for (int64_t c = 0; c < count; c++) {
+            double value = row[c];
+            sum_sq[c] += value * value;
+            sum_abs[c] += fabs(value);
+            min[c] = row[c] < min[c] ? row[c] : min[c];
+            max[c] = row[c] > max[c] ? row[c] : max[c];
+        }
+    }
+}
+
+ql_status ql_cpu_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max) {
+#pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
+    for (int64_t first = 0; first < x.cols; first += RUN)
+        run_moments(x, first, at_most(RUN, x.cols - first), (double *)sum_sq.data + first,
+                    (double *)sum_abs.data + first, (float *)min.data + first, (float *)max.data + first);
+    return QL_OK;
+}
+
+/* ---- abs_hist: one histogram per thread; counts are integers, so the order of merging does not matter ---------------------- */
+
+enum { BINS = 32768 };
+
+static void count_row(const float *row, int64_t cols, uint64_t *count) {
+    for (int64_t c = 0; c < cols; c++) count[ql_f32_to_bf16(fabsf(row[c]))]++;
+}
+
+ql_status ql_cpu_abs_hist(ql_ctx *ctx, ql_mat x, ql_mat count) {
+    size_t bytes = (size_t)ctx->threads * BINS * sizeof(uint64_t);
+    uint64_t *counts = ql_malloc(bytes), *total = count.data;
+    if (!counts) return ql_fail(QL_NOMEM, "abs_hist: no memory for %zu bytes of counts", bytes);
+    memset(counts, 0, bytes);
+#pragma omp parallel for schedule(static) num_threads(ctx->threads)
+    for (int64_t r = 0; r < x.rows; r++)
+        count_row((const float *)x.data + r * x.ld, x.cols, counts + (size_t)omp_get_thread_num() * BINS);
+    for (int t = 0; t < ctx->threads; t++)
+        for (int b = 0; b < BINS; b++) total[b] += counts[(size_t)t * BINS + b];
+    ql_mfree(counts);
+    return QL_OK;
+}

@@ -1,0 +1,176 @@
+/* Measures: how far a result is from what it stands for.
+ *
+ * nll, kld: rows are independent; exponentials and sums in double.
+ * loss: tr(E H E^T) = sum over i <= j of c E[:, i] . H[i][j] E[:, j], c = 1 on the diagonal and 2 above it, E = w - q.  Rows of E
+ * are cut into fixed panels that the threads share; for every block of columns one product gives the part above the diagonal block,
+ * a second one the diagonal block itself.
+ */
+#include <omp.h>
+
+#include "host/cpu/blas.h"
+#include "host/cpu/exp.h"
+#include "host/mat.h"
+#include "host/mem.h"
+#include "host/ops.h"
+
+/* ---- nll, kld -------------------------------------------------------------------------------------------------------------- */
+
+static float row_max(const float *x, int64_t v) {
+    float max = x[0];
+#pragma omp simd reduction(max : max)
+    for (int64_t i = 0; i < v; i++) max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+static int64_t first_of(const float *x, int64_t v, float value) {
+    for (int64_t i = 0; i < v; i++)
+        if (x[i] == value) return i;
+    return -1; /* only a row of NaN has no maximum */
+}
+
+static double log_sum_exp(const float *x, int64_t v, double max) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < v; i++) sum += ql_exp_f64(x[i] - max);
+    return max + log(sum);
+}
+
+ql_status ql_cpu_nll(ql_ctx *ctx, ql_mat logits, ql_mat target, ql_mat nll) {
+    const int32_t *id = target.data;
+    double *out = nll.data;
+    for (int64_t r = 0; r < logits.rows; r++)
+        if (id[r] >= logits.cols)
+            return ql_fail(QL_INVALID, "nll: target[%lld] is %d, there are %lld logits", (long long)r, (int)id[r],
+                           (long long)logits.cols);
+#pragma omp parallel for schedule(static) num_threads(ctx->threads)
+    for (int64_t r = 0; r < logits.rows; r++) {
+        const float *row = (const float *)logits.data + r * logits.ld;
+        out[r] = id[r] < 0 ? 0 : log_sum_exp(row, logits.cols, row_max(row, logits.cols)) - row[id[r]];
+    }
+    return QL_OK;
+}
+
+/* With both rows shifted by their own log-sum-exp, what remains is the sum of p (log p - log q). */
+static double divergence(const float *base, double base_norm, const float *logits, double norm, int64_t v) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < v; i++) {
+        double log_p = base[i] - base_norm, log_q = logits[i] - norm, p = ql_exp_f64(log_p);
+        sum += p > 0 ? p * (log_p - log_q) : p;
+    }
+    return sum;
+}
+
+ql_status ql_cpu_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same) {
+    int64_t v = base.cols;
+#pragma omp parallel for schedule(static) num_threads(ctx->threads)
+    for (int64_t r = 0; r < base.rows; r++) {
+        const float *b = (const float *)base.data + r * base.ld, *l = (const float *)logits.data + r * logits.ld;
+        float b_max = row_max(b, v), l_max = row_max(l, v);
+        ((double *)kld.data)[r] = divergence(b, log_sum_exp(b, v, b_max), l, log_sum_exp(l, v, l_max), v);
+        ((uint8_t *)same.data)[r] = first_of(b, v, b_max) == first_of(l, v, l_max);
+    }
+    return QL_OK;
+}
+
+/* ---- loss -------------------------------------------------------------------------------------------------------------------- */
+
+/* 128 rows of E per panel, blocks of 256 columns: the products stay large, and 1024 outputs still feed eight threads. */
+enum { ROWS = 128, COLS = 256 };
+
+static int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
+
+static double value_at(ql_mat a, int64_t r, int64_t c) {
+    int64_t i = r * a.ld + c;
+    return a.dtype == QL_F64 ? ((const double *)a.data)[i] : (double)((const float *)a.data)[i];
+}
+
+static void put_at(ql_mat a, int64_t r, int64_t c, double value) {
+    int64_t i = r * a.ld + c;
+    if (a.dtype == QL_F64) ((double *)a.data)[i] = value;
+    else ((float *)a.data)[i] = (float)value;
+}
+
+/* E = w - q, or w itself where q is absent, in the type of E. */
+static void form_error(ql_mat w, ql_mat q, ql_mat e) {
+    for (int64_t r = 0; r < e.rows; r++)
+        for (int64_t c = 0; c < e.cols; c++)
+            put_at(e, r, c, value_at(w, r, c) - (ql_is_present(q) ? value_at(q, r, c) : 0));
+}
+
+/* Row-major t = a b + beta t is column-major t^T = b^T a^T + beta t^T. */
+static void multiply(ql_mat a, ql_mat b, double beta, ql_mat t) {
+    const int n = (int)b.cols, m = (int)a.rows, k = (int)a.cols, lda = (int)a.ld, ldb = (int)b.ld, ldt = (int)t.ld;
+    const double one = 1;
+    const float one_f32 = 1, beta_f32 = (float)beta;
+    if (t.dtype == QL_F64) dgemm_("N", "N", &n, &m, &k, &one, b.data, &ldb, a.data, &lda, &beta, t.data, &ldt);
+    else sgemm_("N", "N", &n, &m, &k, &one_f32, b.data, &ldb, a.data, &lda, &beta_f32, t.data, &ldt);
+}
+
+static double dot(ql_mat a, ql_mat b) {
+    double sum = 0;
+    for (int64_t r = 0; r < a.rows; r++)
+#pragma omp simd reduction(+ : sum)
+        for (int64_t c = 0; c < a.cols; c++) sum += value_at(a, r, c) * value_at(b, r, c);
+    return sum;
+}
+
+/* Upper triangle of a diagonal block of H, its diagonal halved: with D + D^T the block itself. */
+static void half_block(ql_mat h, ql_mat d) {
+    for (int64_t r = 0; r < d.rows; r++)
+        for (int64_t c = 0; c < d.cols; c++)
+            put_at(d, r, c, c < r ? 0 : c == r ? value_at(h, r, c) / 2 : value_at(h, r, c));
+}
+
+/* Where one thread works: its panel of E, the product, and the diagonal block. */
+typedef struct workspace {
+    ql_mat e, t, d; /* [ROWS][k], [ROWS][COLS], [COLS][COLS] */
+} workspace;
+
+static size_t workspace_values(int64_t k) { return (size_t)(ROWS * k + ROWS * COLS + COLS * COLS); }
+
+static workspace workspace_at(char *data, ql_dtype dtype, int64_t k, int64_t rows) {
+    size_t size = ql_dtype_size(dtype);
+    char *t = data + (size_t)(ROWS * k) * size, *d = t + (size_t)(ROWS * COLS) * size;
+    return (workspace){ql_mat_of(data, dtype, rows, k), ql_mat_of(t, dtype, rows, COLS),
+                       ql_mat_of(d, dtype, COLS, COLS)};
+}
+
+/* tr(E H E^T) for the panel of E in the workspace. */
+static double quadratic_form(workspace s, ql_mat h) {
+    if (!ql_is_present(h)) return dot(s.e, s.e);
+    double sum = 0;
+    for (int64_t col = 0; col < h.cols; col += COLS) {
+        int64_t cols = at_most(COLS, h.cols - col);
+        ql_mat e = ql_cols(s.e, col, cols), t = ql_cols(s.t, 0, cols), d = ql_rows(ql_cols(s.d, 0, cols), 0, cols);
+        ql_mat above = ql_cols(ql_rows(h, 0, col), col, cols), block = ql_cols(ql_rows(h, col, cols), col, cols);
+        half_block(block, d);
+        multiply(ql_cols(s.e, 0, col), above, 0, t);
+        multiply(e, d, 1, t);
+        sum += 2 * dot(t, e);
+    }
+    return sum;
+}
+
+ql_status ql_cpu_loss(ql_ctx *ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm) {
+    ql_dtype dtype = ql_is_present(h) ? h.dtype : QL_F32;
+    int64_t panels = ql_ceil_div(w.rows, ROWS);
+    size_t share = workspace_values(w.cols) * ql_dtype_size(dtype);
+    size_t bytes = (size_t)ctx->threads * share + (size_t)panels * 2 * sizeof(double);
+    double *sums = ql_malloc(bytes); /* [panels][2], then the workspaces */
+    if (!sums) return ql_fail(QL_NOMEM, "loss: no memory for %zu bytes of workspace", bytes);
+    char *spaces = (char *)(sums + 2 * panels);
+#pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
+    for (int64_t p = 0; p < panels; p++) {
+        int64_t rows = at_most(ROWS, w.rows - p * ROWS);
+        workspace s = workspace_at(spaces + (size_t)omp_get_thread_num() * share, dtype, w.cols, rows);
+        form_error(ql_rows(w, p * ROWS, rows), ql_rows(q, p * ROWS, rows), s.e);
+        sums[2 * p] = quadratic_form(s, h);
+        form_error(ql_rows(w, p * ROWS, rows), ql_no_mat(), s.e);
+        sums[2 * p + 1] = quadratic_form(s, h);
+    }
+    *loss = *norm = 0;
+    for (int64_t p = 0; p < panels; p++) *loss += sums[2 * p], *norm += sums[2 * p + 1];
+    ql_mfree(sums);
+    return QL_OK;
+}
