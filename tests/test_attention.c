@@ -1,0 +1,83 @@
+/* Attention: sequences of different length, shared key heads, windows, large scores. */
+#include "tests/backend.h"
+
+#include <math.h>
+
+#include "tests/ref.h"
+
+/* Scores of normal q and k reach about 5 standard deviations; their FP32 error (sqrt(d) 2^-24 relative to |q||k|) becomes a
+ * relative error of the weights, then sums over the keys add sqrt(keys) 2^-24: below 4e-6 for d <= 128 and 300 keys. */
+static const double BOUND = 4e-6;
+
+static void check_attention(backend *b, const int64_t *start, int64_t n_seq, ql_attention_shape shape, int64_t d,
+                            double size) {
+    int64_t m = start[n_seq];
+    ql_mat q = normal(b, m, shape.heads * d, 1), k = normal(b, m, shape.kv_heads * d, 2);
+    ql_mat v = outliers(b, m, shape.kv_heads * d, 3), truth = poisoned(b, QL_F64, m, q.cols);
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t c = 0; c < q.cols; c++) ref_put(q, r, c, size * ref_at(q, r, c));
+    ref_attention(q, k, v, &shape, start, n_seq, truth);
+    ql_mat out = poisoned(b, QL_F32, m, q.cols), dout = upload(b, out), again = upload(b, out);
+    ql_mat dq = upload(b, q), dk = upload(b, k), dv = upload(b, v);
+    assert_ok(ql_attention(b->ctx, dq, dk, dv, &shape, start, n_seq, dout));
+    assert_ok(ql_attention(b->other, dq, dk, dv, &shape, start, n_seq, again));
+    download(b, dout, out);
+    assert_close(out, truth, BOUND * size);
+    assert_same_bits_on_device(b, dout, again);
+}
+
+static ql_attention_shape heads(int64_t heads, int64_t kv_heads, int64_t window, int64_t d) {
+    return (ql_attention_shape){heads, kv_heads, window, 1 / sqrtf((float)d)};
+}
+
+static void attention_single_token(void **state) {
+    check_attention(*state, (int64_t[]){0, 1}, 1, heads(1, 1, 0, 2), 2, 1);
+}
+
+static void attention_sequences_of_different_length(void **state) {
+    check_attention(*state, (int64_t[]){0, 1, 64, 64, 129, 300}, 5, heads(2, 2, 0, 24), 24, 1);
+}
+
+static void attention_shared_key_heads(void **state) {
+    check_attention(*state, (int64_t[]){0, 70, 100}, 2, heads(6, 2, 0, 17), 17, 1);
+    check_attention(*state, (int64_t[]){0, 33}, 1, heads(4, 1, 0, 128), 128, 1);
+}
+
+static void attention_windows(void **state) {
+    const int64_t windows[] = {1, 2, 63, 64, 65, 149, 150, 1000};
+    for (int i = 0; i < 8; i++)
+        check_attention(*state, (int64_t[]){0, 150, 220}, 2, heads(2, 1, windows[i], 16), 16, 1);
+}
+
+/* Scores of several hundred: exp overflows without the maximum. */
+static void attention_large_scores(void **state) {
+    check_attention(*state, (int64_t[]){0, 100}, 1, heads(2, 2, 0, 32), 32, 100);
+}
+
+static void attention_refuses_what_does_not_fit(void **state) {
+    backend *b = *state;
+    ql_mat q = upload(b, normal(b, 6, 12, 1)), k = upload(b, normal(b, 6, 6, 2));
+    const int64_t good[] = {0, 2, 6}, falling[] = {0, 4, 2, 6}, late[] = {1, 6}, shorter[] = {0, 5};
+    ql_attention_shape shape = heads(4, 2, 0, 3), bad = shape;
+    assert_refused(ql_attention(b->ctx, q, k, k, &shape, falling, 3, q), QL_INVALID, "sequence 1 starts at row 4");
+    assert_refused(ql_attention(b->ctx, q, k, k, &shape, late, 1, q), QL_INVALID, "cover rows 1 .. 5");
+    assert_refused(ql_attention(b->ctx, q, k, k, &shape, shorter, 1, q), QL_INVALID, "cover rows 0 .. 4");
+    assert_refused(ql_attention(b->ctx, q, k, ql_cols(k, 0, 5), &shape, good, 2, q), QL_INVALID,
+                   "v: has 5 columns, expected 6");
+    bad.kv_heads = 3;
+    assert_refused(ql_attention(b->ctx, q, k, k, &bad, good, 2, q), QL_INVALID, "4 heads are not a multiple of 3");
+    bad.heads = 0;
+    assert_refused(ql_attention(b->ctx, q, k, k, &bad, good, 2, q), QL_INVALID, "heads: is 0");
+    bad = shape, bad.window = -1;
+    assert_refused(ql_attention(b->ctx, q, k, k, &bad, good, 2, q), QL_INVALID, "window -1");
+    assert_refused(ql_attention(b->ctx, q, k, k, &shape, NULL, 2, q), QL_INVALID, "null pointer");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(attention_single_token),     cmocka_unit_test(attention_sequences_of_different_length),
+        cmocka_unit_test(attention_shared_key_heads), cmocka_unit_test(attention_windows),
+        cmocka_unit_test(attention_large_scores),     cmocka_unit_test(attention_refuses_what_does_not_fit),
+    };
+    return run_on_backends(tests);
+}
