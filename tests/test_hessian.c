@@ -108,7 +108,7 @@ static void abs_hist_counts_every_value(void **state) {
     uint64_t *expected = calloc(32768, sizeof *expected);
     for (int64_t r = 0; r < x.rows; r++)
         for (int64_t c = 0; c < x.cols; c++) expected[ql_f32_to_bf16((float)ref_at(x, r, c)) & 0x7fff]++;
-    assert_int_equal(expected[0], 3); /* both zeros and the subnormal that rounds down */
+    assert_int_equal(expected[0], 3);      /* both zeros and the subnormal that rounds down */
     assert_int_equal(expected[0x7f80], 3); /* both infinities and -3.4e38, which rounds up to one */
     ql_mat dx = upload(b, x);
     assert_ok(ql_abs_hist(b->ctx, dx, dcount));
