@@ -21,7 +21,9 @@ void recipe_defaults(recipe *r) {
         .sequential = true,
         .scale_search = true,
         .act_order = QL_ORDER_STATIC,
-        .damp = 0.01,
+        .damp = 0.05,
+        .drift = 0.75,
+        .refine = 4,
     };
 }
 
@@ -68,7 +70,12 @@ static ql_status settle_literature(recipe *r) {
     if ((r->asked & ASKED_DAMP) && r->damp != literature_damp)
         return ql_fail(QL_MISMATCH, "literature has damp %g, but %g was asked for; drop one of the two",
                        literature_damp, r->damp);
+    if (((r->asked & ASKED_DRIFT) && r->drift > 0) || ((r->asked & ASKED_REFINE) && r->refine > 0))
+        return ql_fail(QL_MISMATCH,
+                       "literature has neither drift nor refine, but one was asked for; drop one of the two");
     r->scale_search = r->sequential = false;
+    r->drift = 0;
+    r->refine = 0;
     r->damp = literature_damp;
     if (!(r->asked & ASKED_ACT_ORDER)) r->act_order = QL_ORDER_NONE;
     return QL_OK;
@@ -79,6 +86,9 @@ ql_status recipe_check(recipe *r) {
     QL_TRY(check_rule(&r->base, ""));
     if (!(r->damp > 0 && r->damp < 1))
         return ql_fail(QL_MISMATCH, "damp %g: expected more than 0 and less than 1", r->damp);
+    if (!(r->drift >= 0 && r->drift <= 1)) return ql_fail(QL_MISMATCH, "drift %g: expected 0 to 1", r->drift);
+    if (r->refine < 0 || r->refine > 100)
+        return ql_fail(QL_MISMATCH, "refine %lld: expected 0 to 100 sweeps", (long long)r->refine);
     for (int i = 0; i < r->n_overrides; i++) {
         const recipe_override *o = &r->overrides[i];
         module_rule rule = r->base;
@@ -200,14 +210,15 @@ static ql_status override_yaml(const recipe_override *o, ql_arena *arena, char *
 }
 
 ql_status recipe_yaml(const recipe *r, ql_arena *arena, char **text) {
-    char damp[32];
+    char damp[32], drift[32];
     exact_real(damp, r->damp);
+    exact_real(drift, r->drift);
     QL_TRY(ql_arena_format(arena, text,
                            "version: 1\nmethod: %s\nbits: %d\ngroup_size: %lld\nsymmetric: %s\nact_order: %s\n"
-                           "sequential: %s\ndamp: %s\nscale_search: %s\nliterature: %s\n%s",
+                           "sequential: %s\ndamp: %s\ndrift: %s\nrefine: %lld\nscale_search: %s\nliterature: %s\n%s",
                            method_names[r->base.method], r->base.bits, (long long)r->base.group, yes(r->symmetric),
-                           act_order_names[r->act_order], yes(r->sequential), damp, yes(r->scale_search),
-                           yes(r->literature), r->n_overrides ? "overrides:\n" : ""));
+                           act_order_names[r->act_order], yes(r->sequential), damp, drift, (long long)r->refine,
+                           yes(r->scale_search), yes(r->literature), r->n_overrides ? "overrides:\n" : ""));
     for (int i = 0; i < r->n_overrides; i++) QL_TRY(override_yaml(&r->overrides[i], arena, text));
     return QL_OK;
 }
@@ -227,9 +238,9 @@ json_t *recipe_json(const recipe *r) {
             json_decref(overrides);
             return NULL;
         }
-    return json_pack("{s:i, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:b, s:b, s:o}", "version", 1, "method",
+    return json_pack("{s:i, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:f, s:I, s:b, s:b, s:o}", "version", 1, "method",
                      method_names[r->base.method], "bits", r->base.bits, "group_size", (json_int_t)r->base.group,
                      "symmetric", r->symmetric, "act_order", act_order_names[r->act_order], "sequential", r->sequential,
-                     "damp", r->damp, "scale_search", r->scale_search, "literature", r->literature, "overrides",
-                     overrides);
+                     "damp", r->damp, "drift", r->drift, "refine", (json_int_t)r->refine, "scale_search",
+                     r->scale_search, "literature", r->literature, "overrides", overrides);
 }

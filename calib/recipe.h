@@ -9,7 +9,9 @@
  *   symmetric: true
  *   act_order: static                # none, static, dynamic
  *   sequential: true                 # false: all linears of a block from the same inputs
- *   damp: 0.01
+ *   damp: 0.05                       # relative to the mean of the Hessian's diagonal
+ *   drift: 0.75                      # 0 .. 1: how far weights make up for what earlier layers changed; sequential only
+ *   refine: 4                        # sweeps of coordinate descent after GPTQ
  *   scale_search: true
  *   literature: false
  *   overrides:
@@ -44,19 +46,27 @@ typedef struct recipe_override {
 } recipe_override;
 
 /* Settings that literature fixes or changes the default of: which of them were asked for. */
-enum { ASKED_ACT_ORDER = 1, ASKED_SEQUENTIAL = 2, ASKED_DAMP = 4, ASKED_SCALE_SEARCH = 8 };
+enum {
+    ASKED_ACT_ORDER = 1,
+    ASKED_SEQUENTIAL = 2,
+    ASKED_DAMP = 4,
+    ASKED_SCALE_SEARCH = 8,
+    ASKED_DRIFT = 16,
+    ASKED_REFINE = 32
+};
 
 typedef struct recipe {
     module_rule base;
     bool symmetric, sequential, scale_search, literature;
     ql_act_order act_order;
-    double damp;
+    double damp, drift;
+    int64_t refine;
     unsigned asked;
     int n_overrides;
     recipe_override *overrides;
 } recipe;
 
-/* Defaults: GPTQ, 4 bits, group 128, symmetric, act-order static, sequential, scale search. */
+/* Defaults: GPTQ, 4 bits, group 128, symmetric, act-order static, sequential, scale search, damp 0.05, drift 0.75, 4 sweeps. */
 void recipe_defaults(recipe *r);
 
 /* Reads a YAML file over what `r` already holds.  QL_MISMATCH with line and suggestion for unknown keys, wrong types, aliases,
@@ -66,7 +76,7 @@ ql_status recipe_parse(const char *place, const char *text, size_t size, ql_aren
 /* "W4A16-GPTQ-g128", "W3A16-RTN-g64", "W8A16-GPTQ" (one group per row), ...  QL_USAGE with the list otherwise. */
 ql_status recipe_scheme(const char *name, recipe *r);
 
-/* The last step: fills in what literature implies (no scale search, not sequential, damp 0.01, act-order none unless asked for) and
+/* The last step: fills in what literature implies (no scale search, drift or refinement, not sequential, damp 0.01, act-order none unless asked for) and
  * refuses what makes no sense: other settings asked for beside literature, bits not in {2,3,4,8}, ...  QL_MISMATCH. */
 ql_status recipe_check(recipe *r);
 

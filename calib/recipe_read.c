@@ -22,12 +22,14 @@ enum {
     KEY_ACT_ORDER,
     KEY_SEQUENTIAL,
     KEY_DAMP,
+    KEY_DRIFT,
+    KEY_REFINE,
     KEY_SCALE_SEARCH,
     KEY_LITERATURE,
     KEY_OVERRIDES,
 };
 static const char *const recipe_keys[] = {"version",    "scheme",    "method",     "bits", "group_size",
-                                          "symmetric",  "act_order", "sequential", "damp", "scale_search",
+                                          "symmetric",  "act_order", "sequential", "damp", "drift", "refine", "scale_search",
                                           "literature", "overrides", NULL};
 
 enum { KEY_MATCH, KEY_OVERRIDE_BITS, KEY_OVERRIDE_GROUP_SIZE, KEY_OVERRIDE_METHOD, KEY_SKIP };
@@ -259,6 +261,8 @@ static ql_status take_recipe_value(reader *r, int key, unsigned seen, void *to) 
     case KEY_ACT_ORDER: return take_act_order(r);
     case KEY_SEQUENTIAL: into->asked |= ASKED_SEQUENTIAL; return take_bool(r, "sequential", &into->sequential);
     case KEY_DAMP: into->asked |= ASKED_DAMP; return take_real(r, "damp", &into->damp);
+    case KEY_DRIFT: into->asked |= ASKED_DRIFT; return take_real(r, "drift", &into->drift);
+    case KEY_REFINE: into->asked |= ASKED_REFINE; return take_int(r, "refine", &into->refine);
     case KEY_SCALE_SEARCH: into->asked |= ASKED_SCALE_SEARCH; return take_bool(r, "scale_search", &into->scale_search);
     case KEY_LITERATURE: return take_bool(r, "literature", &into->literature);
     default: return take_overrides(r);

@@ -184,7 +184,7 @@ static void literature_is_the_original_and_nothing_else(void **state) {
     assert_ok(parse("version: 1\nliterature: true\n", &r));
     assert_false(r.scale_search || r.sequential);
     assert_int_equal(r.act_order, QL_ORDER_NONE);
-    assert_true(r.damp == 0.01);
+    assert_true(r.damp == 0.01 && r.drift == 0 && r.refine == 0);
     assert_ok(parse("version: 1\nliterature: true\nact_order: static\ndamp: 0.01\nsequential: false\n", &r));
     assert_int_equal(r.act_order, QL_ORDER_STATIC);
     assert_refused(parse("version: 1\nliterature: true\ndamp: 0.02\n", &r), QL_MISMATCH, "literature has damp 0.01");

@@ -11,7 +11,9 @@ const cli_option cli_recipe_options[] = {
     {"sym", 0, NULL, false, "symmetric grids (default)"},
     {"asym", 0, NULL, false, "grids with a zero point"},
     {"act-order", 0, "ORDER", false, "order of the columns: none, static or dynamic (default: static)"},
-    {"damp", 0, "X", false, "damping, relative to the mean of the Hessian's diagonal (default: 0.01)"},
+    {"damp", 0, "X", false, "damping, relative to the mean of the Hessian's diagonal (default: 0.05)"},
+    {"drift", 0, "X", false, "how far weights make up for what earlier layers changed, 0 to 1 (default: 0.75)"},
+    {"refine", 0, "N", false, "sweeps of coordinate descent after GPTQ (default: 4)"},
     {"sequential", 0, "on|off", false, "inputs of each linear from the ones quantized before it (default: on)"},
     {"scale-search", 0, "on|off", false, "search the scale of least squared error (default: on)"},
     {"literature", 0, NULL, false, "GPTQ as published and nothing else"},
@@ -67,6 +69,10 @@ ql_status cli_recipe(const cli *args, ql_arena *arena, recipe *r) {
     QL_TRY(take_order(args, r));
     QL_TRY(cli_real(args, "damp", 0, 1, &r->damp));
     if (cli_has(args, "damp")) r->asked |= ASKED_DAMP;
+    QL_TRY(cli_real(args, "drift", 0, 1, &r->drift));
+    QL_TRY(cli_int(args, "refine", 0, 100, &r->refine));
+    if (cli_has(args, "drift")) r->asked |= ASKED_DRIFT;
+    if (cli_has(args, "refine")) r->asked |= ASKED_REFINE;
     QL_TRY(take_switch(args, "sequential", ASKED_SEQUENTIAL, &r->sequential, r));
     QL_TRY(take_switch(args, "scale-search", ASKED_SCALE_SEARCH, &r->scale_search, r));
     if (cli_has(args, "literature")) r->literature = true;
