@@ -267,13 +267,13 @@ ql_status ql_grid_search(ql_ctx *ctx, ql_mat w, ql_mat importance, const ql_grid
     QL_TRY(check_mat("grid_search: w", w, QL_F32, ANY, ANY));
     QL_TRY(check_optional("grid_search: importance", importance, QL_F32, 1, w.cols));
     QL_TRY(check_host("grid_search: rule", rule));
+    if (rule->literature && rule->search) return ql_fail(QL_INVALID, "grid_search: literature grids are not searched");
     QL_TRY(check_grid("grid_search: grid", grid, w.rows, w.cols));
     return w.rows && w.cols ? ctx->ops->grid_search(ctx, w, importance, rule, grid) : QL_OK;
 }
 
 ql_status ql_factor(ql_ctx *ctx, ql_mat h, ql_mat order, double shift, ql_mat r) {
-    QL_TRY(check_mat("factor: h", h, QL_F32, ANY, ANY));
-    QL_TRY(check_mat("factor: h", h, QL_F32, h.cols, h.cols));
+    QL_TRY(check_mat("factor: h", h, QL_F32, ANY, h.rows));
     QL_TRY(check_optional("factor: order", order, QL_I32, 1, h.cols));
     QL_TRY(check_mat("factor: r", r, QL_F32, h.cols, h.cols));
     return h.rows ? ctx->ops->factor(ctx, h, order, shift, r) : QL_OK;
@@ -292,6 +292,9 @@ ql_status ql_gptq_literature(ql_ctx *ctx, ql_mat w, ql_mat h, double scale, int 
                              ql_grid *grid, ql_mat codes) {
     QL_TRY(check_mat("gptq_literature: w", w, QL_F32, ANY, ANY));
     QL_TRY(check_mat("gptq_literature: h", h, QL_F64, w.cols, w.cols));
+    if (!(scale > 0)) return ql_fail(QL_INVALID, "gptq_literature: scale is %g, expected more than 0", scale);
+    if (order != QL_ORDER_NONE && order != QL_ORDER_STATIC && order != QL_ORDER_DYNAMIC)
+        return ql_fail(QL_INVALID, "gptq_literature: %d is not an order", (int)order);
     QL_TRY(check_grid("gptq_literature: grid", grid, w.rows, w.cols));
     QL_TRY(check_mat("gptq_literature: codes", codes, QL_U8, w.rows, w.cols));
     if (order == QL_ORDER_DYNAMIC && !ql_is_present(grid->g_idx))

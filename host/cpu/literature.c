@@ -98,10 +98,11 @@ static void set_grid(problem *p, int64_t row, int64_t group, const double *w, in
         lo = fmin(lo, w[i * stride]);
         hi = fmax(hi, w[i * stride]);
     }
-    ql_literature_grid found = ql_grid_literature(lo, hi, p->bits, p->symmetric);
-    p->scale[row * p->groups + group] = found.scale;
-    ((float *)p->grid->scale.data)[row * p->grid->scale.ld + group] = (float)found.scale;
-    ((uint8_t *)p->grid->zero.data)[row * p->grid->zero.ld + group] = (uint8_t)found.zero;
+    int zero;
+    double scale = ql_literature_step(lo, hi, p->symmetric, (1 << p->bits) - 1, &zero);
+    p->scale[row * p->groups + group] = scale;
+    ((float *)p->grid->scale.data)[row * p->grid->scale.ld + group] = (float)scale;
+    ((uint8_t *)p->grid->zero.data)[row * p->grid->zero.ld + group] = (uint8_t)zero;
 }
 
 /* Before the loop, from a row in the order of its columns: one grid for all of it, or one per group of neighbours. */

@@ -4,8 +4,8 @@
  */
 #include <omp.h>
 
-#include "host/mat.h"
-#include "host/mem.h"
+#include "host/cpu/groups.h"
+#include "host/cpu/stream.h"
 #include "host/num.h"
 #include "host/ops.h"
 
@@ -13,35 +13,11 @@
  * there are only a few hundred tokens. */
 enum { PANEL_ROWS = 2048 };
 
-/* Eight codes fill `bits` bytes, so the stream never has to be read across words. */
-static inline void unpack_row_of(const unsigned char *stream, const int bits, int64_t k, uint8_t *codes) {
-    const uint64_t mask = (1u << bits) - 1;
-    for (int64_t i = 0; i + 8 <= k; i += 8, stream += bits, codes += 8) {
-        uint64_t eight = 0;
-        memcpy(&eight, stream, (size_t)bits);
-        for (int c = 0; c < 8; c++) codes[c] = (uint8_t)(eight >> (c * bits) & mask);
-    }
-    int rest = (int)(k % 8);
-    uint64_t eight = 0;
-    memcpy(&eight, stream, (size_t)((rest * bits + 7) / 8));
-    for (int c = 0; c < rest; c++) codes[c] = (uint8_t)(eight >> (c * bits) & mask);
-}
-
-/* One instance per width: shifts and copies are then constants. */
-static void unpack_row(const void *stream, int bits, int64_t k, uint8_t *codes) {
-    switch (bits) {
-    case 2: unpack_row_of(stream, 2, k, codes); break;
-    case 3: unpack_row_of(stream, 3, k, codes); break;
-    case 4: unpack_row_of(stream, 4, k, codes); break;
-    default: unpack_row_of(stream, 8, k, codes);
-    }
-}
-
 static void expand_row(const ql_qweight *w, int64_t row, uint8_t *codes, float *out) {
     const ql_grid *grid = &w->grid;
     const float *scale = (const float *)grid->scale.data + row * grid->scale.ld;
     const uint8_t *zero = (const uint8_t *)grid->zero.data + row * grid->zero.ld;
-    unpack_row((const int32_t *)w->codes.data + row * w->codes.ld, grid->bits, w->k, codes);
+    ql_unpack_row((const int32_t *)w->codes.data + row * w->codes.ld, grid->bits, w->k, codes);
     if (ql_is_present(grid->g_idx)) {
         const int32_t *g_idx = grid->g_idx.data;
         for (int64_t i = 0; i < w->k; i++) out[i] = ql_decode(codes[i], scale[g_idx[i]], zero[g_idx[i]]);
@@ -53,18 +29,8 @@ static void expand_row(const ql_qweight *w, int64_t row, uint8_t *codes, float *
     }
 }
 
-static ql_status check_groups(const ql_qweight *w) {
-    const int32_t *g_idx = w->grid.g_idx.data;
-    int64_t groups = ql_groups(w->k, w->grid.group);
-    for (int64_t i = 0; g_idx && i < w->k; i++)
-        if (g_idx[i] < 0 || g_idx[i] >= groups)
-            return ql_fail(QL_INVALID, "qgemm: g_idx[%lld] is %d, there are %lld groups", (long long)i, (int)g_idx[i],
-                           (long long)groups);
-    return QL_OK;
-}
-
 ql_status ql_cpu_qgemm(ql_ctx *ctx, ql_mat x, const ql_qweight *w, ql_mat bias, ql_mat y) {
-    QL_TRY(check_groups(w));
+    QL_TRY(ql_cpu_check_groups("qgemm", &w->grid, w->k));
     int64_t rows = w->n < PANEL_ROWS ? w->n : PANEL_ROWS;
     size_t floats = (size_t)(rows * w->k) * sizeof(float), bytes = (size_t)(w->k * ctx->threads);
     float *panel = ql_malloc(floats + bytes); /* the panel, then one row of codes per thread */

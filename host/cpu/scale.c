@@ -1,116 +1,123 @@
-/* Scale and zero point of every group (CPU): the candidates of host/grid.h, compared by squared error weighted with the importance of
- * each column; the first best wins.  One row per thread at a time; a group's columns are gathered first, so that groups of any
- * shape (act-order) take the same path. */
-#include <math.h>
+/* Scale and zero point of every group.   w [n][k], importance [1][k], scale [n][G], zero [n][G]
+ *
+ * Rows are shared by the threads.  The columns of a row are first gathered group by group, each group padded to whole vectors
+ * with weights of importance 0, so that everything after that is a loop over contiguous numbers without a remainder.
+ */
 #include <omp.h>
 
+#include "host/cpu/groups.h"
 #include "host/grid.h"
-#include "host/mat.h"
-#include "host/mem.h"
 #include "host/ops.h"
 
-/* Columns by group: group g owns column[start[g]] .. column[start[g + 1] - 1]. */
-typedef struct groups {
-    int64_t count, largest;
-    int64_t *start;
-    int32_t *column;
-} groups;
+/* The gathered order: positions start[g] .. start[g+1]-1 hold the columns of group g and their padding, column -1. */
+typedef struct layout {
+    int64_t groups, size;
+    int64_t *start;    /* [groups + 1] */
+    int32_t *column;   /* [size] */
+    float *importance; /* [size] */
+} layout;
 
-static int64_t group_of(const ql_grid *grid, int64_t column) {
-    return ql_is_present(grid->g_idx) ? ((const int32_t *)grid->g_idx.data)[column] : column / grid->group;
-}
-
-static ql_status sort_columns(const ql_grid *grid, int64_t k, ql_arena *arena, groups *out) {
-    *out = (groups){.count = ql_groups(k, grid->group)};
-    QL_TRY(ql_take(arena, (size_t)out->count + 2, sizeof *out->start, &out->start));
-    QL_TRY(ql_take(arena, (size_t)k, sizeof *out->column, &out->column));
-    int64_t *next = out->start + 1; /* counts, then the next free place of each group: ends as start shifted by one */
-    for (int64_t c = 0; c < k; c++) next[group_of(grid, c) + 1]++;
-    for (int64_t g = 0; g < out->count; g++) {
-        if (next[g + 1] > out->largest) out->largest = next[g + 1];
-        next[g + 1] += next[g];
+static ql_status make_layout(const ql_grid *grid, ql_mat importance, int64_t k, ql_arena *scratch, layout *l) {
+    l->groups = ql_groups(k, grid->group);
+    int64_t *fill;
+    QL_TRY(ql_take(scratch, (size_t)l->groups + 1, sizeof *l->start, &l->start));
+    QL_TRY(ql_take(scratch, (size_t)l->groups, sizeof *fill, &fill));
+    for (int64_t i = 0; i < k; i++) l->start[ql_group_of(grid, i) + 1]++;
+    for (int64_t g = 0; g < l->groups; g++) {
+        fill[g] = l->start[g];
+        l->start[g + 1] = l->start[g] + ql_ceil_div(l->start[g + 1], QL_LANES) * QL_LANES;
     }
-    for (int64_t c = 0; c < k; c++) out->column[next[group_of(grid, c)]++] = (int32_t)c;
+    l->size = l->start[l->groups];
+    QL_TRY(ql_take(scratch, (size_t)l->size, sizeof *l->column, &l->column));
+    QL_TRY(ql_take(scratch, (size_t)l->size, sizeof *l->importance, &l->importance));
+    for (int64_t p = 0; p < l->size; p++) l->column[p] = -1;
+    for (int64_t i = 0; i < k; i++) {
+        int64_t p = fill[ql_group_of(grid, i)]++;
+        l->column[p] = (int32_t)i;
+        l->importance[p] = ql_is_present(importance) ? ((const float *)importance.data)[i] : 1.0f;
+    }
     return QL_OK;
 }
 
-static double squared_error(const float *w, const float *importance, int64_t size, ql_group_grid grid, int maxq) {
-    float sum = 0, zero = (float)grid.zero, lowest = -zero, highest = (float)maxq - zero;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < size; i++) {
-        float q = rintf(w[i] / grid.scale);
-        q = q < lowest ? lowest : q > highest ? highest : q;
-        float e = w[i] - grid.scale * q;
-        sum += importance[i] * e * e;
-    }
-    return sum;
+static void gather(const layout *l, const float *w, float *row) {
+    for (int64_t p = 0; p < l->size; p++) row[p] = l->column[p] < 0 ? 0.0f : w[l->column[p]];
 }
 
-static ql_group_grid best_grid(const float *w, const float *importance, int64_t size, int bits,
-                               const ql_grid_rule *rule) {
-    ql_range range = ql_range_start();
-    for (int64_t i = 0; i < size; i++) range = ql_range_add(range, w[i]);
-    int count = ql_grid_candidates(range, bits, rule->symmetric, rule->search);
-    ql_group_grid best = ql_grid_candidate(range, bits, rule->symmetric, rule->search, 0);
-    if (count == 1) return best;
-    double least = INFINITY;
-    for (int i = 0; i < count; i++) {
-        ql_group_grid grid = ql_grid_candidate(range, bits, rule->symmetric, rule->search, i);
-        double error = squared_error(w, importance, size, grid, (1 << bits) - 1);
-        if (error < least) least = error, best = grid;
+static ql_range range_of(const float *w, int64_t count) {
+    ql_range range = {0, 0};
+    for (int64_t i = 0; i < count; i++) {
+        range.lo = w[i] < range.lo ? w[i] : range.lo;
+        range.hi = w[i] > range.hi ? w[i] : range.hi;
+    }
+    return range;
+}
+
+/* The order of the sum is that of host/grid.h; count is a multiple of QL_LANES. */
+static float cost_of(const float *restrict w, const float *restrict importance, int64_t count, ql_step step, int maxq) {
+    float sum[QL_LANES] = {0};
+    for (int64_t i = 0; i < count; i += QL_LANES)
+        for (int l = 0; l < QL_LANES; l++) sum[l] += ql_grid_cost(w[i + l], importance[i + l], step, maxq);
+    for (int half = QL_LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) sum[l] += sum[l + half];
+    return sum[0];
+}
+
+static ql_step best_step(ql_grid_rule rule, const float *w, const float *importance, int64_t count, int maxq) {
+    ql_range range = range_of(w, count);
+    ql_step best = {0, 0}, step;
+    float least = INFINITY;
+    for (int i = 0; i < ql_grid_candidates(rule); i++) {
+        if (!ql_grid_candidate(rule, range, maxq, i, &step)) continue;
+        float cost = cost_of(w, importance, count, step, maxq);
+        if (cost < least || i == 0) least = cost, best = step;
     }
     return best;
 }
 
-static ql_group_grid literature_grid(const float *w, int64_t size, int bits, int symmetric) {
-    ql_range range = ql_range_start();
-    for (int64_t i = 0; i < size; i++) range = ql_range_add(range, w[i]);
-    ql_literature_grid grid = ql_grid_literature(range.lo, range.hi, bits, symmetric);
-    return (ql_group_grid){(float)grid.scale, grid.zero};
+static ql_step literature_step(ql_grid_rule rule, const float *w, int64_t count, int maxq) {
+    ql_range range = range_of(w, count);
+    ql_step step;
+    step.scale = (float)ql_literature_step(range.lo, range.hi, rule.symmetric, maxq, &step.zero);
+    return step;
 }
 
-static void search_row(ql_mat w, int64_t row, const float *importance, const groups *all, const ql_grid_rule *rule,
-                       ql_grid *grid, float *work) {
-    const float *from = (const float *)w.data + row * w.ld;
-    float *values = work, *weights = work + all->largest;
-    for (int64_t g = 0; g < all->count; g++) {
-        const int32_t *column = all->column + all->start[g];
-        int64_t size = all->start[g + 1] - all->start[g];
-        for (int64_t i = 0; i < size; i++) {
-            values[i] = from[column[i]];
-            weights[i] = importance ? importance[column[i]] : 1.0f;
-        }
-        ql_group_grid best = rule->literature ? literature_grid(values, size, grid->bits, rule->symmetric)
-                                              : best_grid(values, weights, size, grid->bits, rule);
-        ((float *)grid->scale.data)[row * grid->scale.ld + g] = best.scale;
-        ((uint8_t *)grid->zero.data)[row * grid->zero.ld + g] = (uint8_t)best.zero;
+/* The number of the first group whose scale is too large, -1 if all are right. */
+static int64_t search_row(const layout *l, ql_grid_rule rule, const float *w, int maxq, float *scale, uint8_t *zero) {
+    for (int64_t g = 0; g < l->groups; g++) {
+        int64_t first = l->start[g], count = l->start[g + 1] - first;
+        ql_step step = rule.literature ? literature_step(rule, w + first, count, maxq)
+                                       : best_step(rule, w + first, l->importance + first, count, maxq);
+        if (!isfinite(step.scale)) return g;
+        scale[g] = step.scale;
+        zero[g] = (uint8_t)step.zero;
     }
+    return -1;
 }
 
-static ql_status check_scales(const ql_grid *grid) {
-    for (int64_t r = 0; r < grid->scale.rows; r++)
-        for (int64_t g = 0; g < grid->scale.cols; g++) {
-            float scale = ((const float *)grid->scale.data)[r * grid->scale.ld + g];
-            if (!(scale <= 65504.0f))
-                return ql_fail(QL_NUMERIC, "row %lld, group %lld: its weights need a scale beyond FP16's 65504",
-                               (long long)r, (long long)g);
-        }
-    return QL_OK;
+static ql_status search(ql_ctx *ctx, ql_mat w, ql_mat importance, ql_grid_rule rule, ql_grid *grid, ql_arena *scratch) {
+    layout l;
+    float *rows;
+    int64_t bad = INT64_MAX;
+    QL_TRY(make_layout(grid, importance, w.cols, scratch, &l));
+    QL_TRY(ql_take(scratch, (size_t)(l.size * ctx->threads), sizeof *rows, &rows));
+#pragma omp parallel for schedule(static) num_threads(ctx->threads) reduction(min : bad)
+    for (int64_t r = 0; r < w.rows; r++) {
+        float *row = rows + omp_get_thread_num() * l.size;
+        gather(&l, (const float *)w.data + r * w.ld, row);
+        int64_t group = search_row(&l, rule, row, (1 << grid->bits) - 1, (float *)grid->scale.data + r * grid->scale.ld,
+                                   (uint8_t *)grid->zero.data + r * grid->zero.ld);
+        if (group >= 0 && r * l.groups + group < bad) bad = r * l.groups + group;
+    }
+    if (bad == INT64_MAX) return QL_OK;
+    return ql_fail(QL_NUMERIC, "grid_search: the weights of row %lld, group %lld need a scale beyond FP16",
+                   (long long)(bad / l.groups), (long long)(bad % l.groups));
 }
 
 ql_status ql_cpu_grid_search(ql_ctx *ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid) {
-    ql_arena *arena;
-    groups all;
-    float *work = NULL;
-    QL_TRY(ql_arena_open(NULL, &arena));
-    ql_status status = sort_columns(grid, w.cols, arena, &all);
-    if (status == QL_OK) status = ql_take(arena, (size_t)(2 * all.largest * ctx->threads), sizeof *work, &work);
-    if (status == QL_OK) {
-#pragma omp parallel for schedule(static) num_threads(ctx->threads)
-        for (int64_t r = 0; r < w.rows; r++)
-            search_row(w, r, importance.data, &all, rule, grid, work + 2 * all.largest * omp_get_thread_num());
-        status = check_scales(grid);
-    }
-    ql_arena_close(arena);
+    ql_arena *scratch;
+    QL_TRY(ql_cpu_check_groups("grid_search", grid, w.cols));
+    QL_TRY(ql_arena_open(NULL, &scratch));
+    ql_status status = search(ctx, w, importance, *rule, grid, scratch);
+    ql_arena_close(scratch);
     return status;
 }
