@@ -2,6 +2,7 @@
 #include "calib/cli/cli.h"
 
 static const cli_command *const commands[] = {
+    &cmd_doctor,
     NULL,
 };
 

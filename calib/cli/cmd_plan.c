@@ -1,0 +1,211 @@
+/* qalib plan: would this job work here, and what would it need? */
+#include <string.h>
+
+#include "calib/cli/cli.h"
+#include "calib/machine.h"
+#include "calib/plan.h"
+#include "formats/checkpoint.h"
+#include "formats/json.h"
+#include "formats/tokens.h"
+#include "host/status.h"
+
+typedef struct inputs {
+    const cli *args;
+    ql_arena *arena;
+    const char *model_dir;
+    model_config config;
+    recipe recipe;
+    module_table modules;
+    plan_rates rates;
+    plan_request request;
+} inputs;
+
+/* config.json is enough; weights that are there must be whole. */
+static ql_status read_model(inputs *in) {
+    char *path, *single, *index;
+    json_t *document;
+    checkpoint *ck;
+    QL_TRY(ql_arena_format(in->arena, &path, "%s/config.json", in->model_dir));
+    QL_TRY(ql_arena_format(in->arena, &single, "%s/model.safetensors", in->model_dir));
+    QL_TRY(ql_arena_format(in->arena, &index, "%s/model.safetensors.index.json", in->model_dir));
+    QL_TRY(ql_json_load(path, 16 << 20, &document));
+    ql_status status = model_config_parse(document, path, in->arena, &in->config);
+    json_decref(document);
+    QL_TRY(status);
+    if (in->config.is_quantized)
+        return ql_fail(QL_MISMATCH,
+                       "%s: is quantized already (quantization_config in config.json); plan with the original",
+                       in->model_dir);
+    if (!ql_path_exists(single) && !ql_path_exists(index)) return QL_OK;
+    QL_TRY(checkpoint_open(in->model_dir, &ck));
+    in->request.source_bytes = checkpoint_bytes(ck);
+    checkpoint_close(ck);
+    return QL_OK;
+}
+
+static ql_status read_rows(inputs *in) {
+    const char *path = cli_value(in->args, "calib");
+    bool asked = cli_has(in->args, "samples") || cli_has(in->args, "seqlen");
+    if (path && asked) return ql_fail(QL_USAGE, "--calib says how many rows there are; drop --samples and --seqlen");
+    if (path) {
+        token_file tokens;
+        QL_TRY(tokens_read(path, in->arena, &tokens));
+        in->request.n_seq = tokens.n_seq;
+        in->request.seq_len = tokens.seq_len;
+        return tokens_check_model(&tokens, path, in->model_dir, in->config.vocab);
+    }
+    if (in->recipe.base.method == METHOD_RTN && !asked) return QL_OK; /* needs no data */
+    in->request.n_seq = 128;
+    in->request.seq_len = in->config.max_position < 2048 ? in->config.max_position : 2048;
+    QL_TRY(cli_int(in->args, "samples", 1, 1000000000, &in->request.n_seq));
+    return cli_int(in->args, "seqlen", 2, in->config.max_position, &in->request.seq_len);
+}
+
+/* A plan for a GPU needs none; "auto" means what the job would choose here. */
+static ql_status choose_device(inputs *in) {
+    const char *device = cli_value(in->args, "device"), *rates = cli_value(in->args, "rates");
+    ql_ctx *ctx;
+    int64_t threads = 0;
+    QL_TRY(cli_int(in->args, "threads", 0, 4096, &threads));
+    if (threads == 0) threads = machine_threads();
+    in->request.gpu = device && strncmp(device, "cuda", 4) == 0;
+    if (!in->request.gpu) {
+        QL_TRY(cli_open_ctx(in->args, &ctx));
+        in->request.gpu = strncmp(ql_ctx_device(ctx), "cuda", 4) == 0;
+        ql_ctx_close(ctx);
+    }
+    if (rates) return plan_load_rates(rates, &in->rates);
+    plan_default_rates(in->request.gpu, (int)threads, &in->rates);
+    return QL_OK;
+}
+
+static ql_status read_inputs(const cli *args, ql_arena *arena, inputs *in) {
+    *in = (inputs){.args = args, .arena = arena, .model_dir = cli_value(args, "model")};
+    QL_TRY(cli_recipe(args, arena, &in->recipe));
+    QL_TRY(read_model(in));
+    QL_TRY(modules_resolve(&in->recipe, &in->config, arena, &in->modules));
+    QL_TRY(read_rows(in));
+    QL_TRY(choose_device(in));
+    in->request.config = &in->config;
+    in->request.recipe = &in->recipe;
+    in->request.modules = &in->modules;
+    in->request.rates = &in->rates;
+    return QL_OK;
+}
+
+static ql_status check_target(const inputs *in, const char *name, plan *p) {
+    for (int t = 0; t < TARGETS; t++) {
+        char *reason;
+        if (strcmp(target_names[t], name) != 0) continue;
+        QL_TRY(modules_target_obstacle(&in->modules, &in->recipe, &in->config, (target_id)t, in->arena, &reason));
+        if (reason) plan_refuse(p, QL_MISMATCH, reason);
+        return QL_OK;
+    }
+    return ql_fail(QL_USAGE,
+                   "--target \"%s\": expected vllm, transformers, exllamav2 or llama.cpp, separated by commas", name);
+}
+
+static ql_status check_targets(const inputs *in, plan *p) {
+    const char *targets = cli_value(in->args, "target");
+    char *list, *rest;
+    if (!targets) return QL_OK;
+    QL_TRY(ql_arena_string(in->arena, targets, &list));
+    while ((rest = strsep(&list, ","))) QL_TRY(check_target(in, rest, p));
+    return QL_OK;
+}
+
+static ql_status check_limits(const inputs *in, plan *p) {
+    uint64_t device = UINT64_MAX, host = machine_memory_available(), disk = UINT64_MAX;
+    const char *out = cli_value(in->args, "output");
+    QL_TRY(cli_bytes(in->args, "max-device-mem", &device));
+    QL_TRY(cli_bytes(in->args, "max-host-mem", &host));
+    QL_TRY(ql_dir_free_bytes(out ? out : ".", &disk));
+    return plan_limit(p, device, host, disk, in->arena);
+}
+
+/* ---- output ---------------------------------------------------------------------------------------------------------------- */
+
+static void print_plan(const inputs *in, const plan *p) {
+    char text[DURATION_SIZE];
+    progress_duration(text, p->seconds);
+    printf("output         %10.2f GB\nwork directory %10.2f GB\n", (double)p->output_bytes / 1e9,
+           (double)(p->disk_bytes - p->output_bytes) / 1e9);
+    printf("Hessians       %10.2f GB per block\n", (double)p->hessian_bytes / 1e9);
+    if (in->request.gpu) printf("device memory  %10.2f GB\n", (double)p->peak_device_bytes / 1e9);
+    printf("host memory    %10.2f GB\n", (double)p->peak_host_bytes / 1e9);
+    for (int i = 0; i < p->n_memory; i++)
+        printf("  %-48s %10.3f GB\n", p->memory[i].what, (p->memory[i].device + p->memory[i].host) / 1e9);
+    printf("time           %10s  (%s rates, limited by %s)\n", text, p->measured ? "measured" : "datasheet",
+           p->critical_resource);
+    for (int i = 0; i < PLAN_PHASES; i++) {
+        progress_duration(text, p->phases[i].seconds);
+        printf("  %-12s %10s  %9.2f GB read  %9.2f GB written  %12.1f GFLOP\n", plan_phase_names[i], text,
+               p->phases[i].bytes_read / 1e9, p->phases[i].bytes_written / 1e9, p->phases[i].flops / 1e9);
+    }
+    printf("feasible       %10s\n", p->status == QL_OK ? "yes" : "no");
+}
+
+static ql_status print_json(const plan *p) {
+    json_t *document = plan_json(p);
+    if (!document) return ql_fail(QL_NOMEM, "no memory for the plan");
+    json_dumpf(document, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(document);
+    return QL_OK;
+}
+
+/* The reasons, as the one sentence that main prints. */
+static ql_status verdict(const plan *p) {
+    if (p->status == QL_OK) return QL_OK;
+    ql_fail(p->status, "%s", p->reasons[p->n_reasons - 1]);
+    for (int i = p->n_reasons - 2; i >= 0; i--) ql_context(p->status, "%s; also", p->reasons[i]);
+    return p->status;
+}
+
+static ql_status run(const cli *args) {
+    inputs in;
+    plan p = {0};
+    ql_arena *arena;
+    QL_TRY(ql_arena_open(NULL, &arena));
+    ql_status status = read_inputs(args, arena, &in);
+    if (status == QL_OK) status = plan_make(&in.request, arena, &p);
+    if (status == QL_OK) status = check_targets(&in, &p);
+    if (status == QL_OK) status = check_limits(&in, &p);
+    bool planned = status == QL_OK;
+    char *reason = NULL;
+    /* A recipe that cannot be is an answer too. */
+    if (status == QL_MISMATCH && ql_arena_string(arena, ql_last_error(), &reason) == QL_OK)
+        plan_refuse(&p, status, reason);
+    if (cli_has(args, "json") && (planned || reason)) status = print_json(&p);
+    else if (planned) print_plan(&in, &p);
+    if (status == QL_OK || status == QL_MISMATCH) status = verdict(&p);
+    ql_arena_close(arena);
+    return status;
+}
+
+static const cli_option options[] = {
+    {"model", 'm', "DIR", true, "model directory; its config.json is enough"},
+    {"output", 'o', "DIR", false, "where the output would go: whose free space counts (default: here)"},
+    {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
+    {"samples", 'n', "N", false, "without rows: how many there will be (default: 128)"},
+    {"seqlen", 'l', "N", false, "without rows: tokens of each (default: 2048, or what the model allows)"},
+    {"target", 0, "LIST", false, "refuse what these cannot load: vllm,transformers,exllamav2,llama.cpp"},
+    {"rates", 0, "FILE", false, "measured rates of this machine, JSON, one per phase"},
+    {"max-device-mem", 0, "SIZE", false, "memory of the device (default: not checked)"},
+    {"max-host-mem", 0, "SIZE", false, "memory of the host (default: what is available now)"},
+    {0},
+};
+
+const cli_command cmd_plan = {
+    .name = "plan",
+    .summary = "what a job would need, and whether it would work, before any work",
+    .options = options,
+    .shared = cli_recipe_options,
+    .details = "Exit code 0: feasible; 71: not enough memory; 73: not enough disk; 78: the recipe, or a loader of "
+               "--target, forbids "
+               "it. Without --target only what a GPTQ file cannot hold counts; such modules stay in 16 bits.",
+    .examples = "qalib plan -m MODEL --method gptq --bits 4 --group-size 128 --json\n"
+                "qalib plan -m MODEL --scheme W4A16-GPTQ-g128 --target vllm,exllamav2\n"
+                "qalib plan -m MODEL --device cuda --max-device-mem 80GB --samples 512",
+    .run = run,
+};
