@@ -98,11 +98,10 @@ static ql_status survey(const listing *l, const st_tensor *t, json_t *entry) {
 /* ---- tensors --------------------------------------------------------------------------------------------------------------- */
 
 static ql_status add_tensor(const listing *l, const st_tensor *t, json_t *tensors) {
-    json_t *shape = json_array();
-    for (int i = 0; i < t->rank; i++) QL_TRY(append(shape, json_integer(t->shape[i])));
-    json_t *entry = json_pack("{s:s, s:s, s:o, s:I}", "name", t->name, "dtype", t->dtype_name, "shape", shape, "bytes",
+    json_t *entry = json_pack("{s:s, s:s, s:[], s:I}", "name", t->name, "dtype", t->dtype_name, "shape", "bytes",
                               (json_int_t)t->size);
     QL_TRY(append(tensors, entry));
+    for (int i = 0; i < t->rank; i++) QL_TRY(append(json_object_get(entry, "shape"), json_integer(t->shape[i])));
     if (!l->request->stats && !l->request->check_finite) return QL_OK;
     ql_mark mark = ql_arena_mark(l->arena);
     ql_status status = survey(l, t, entry);

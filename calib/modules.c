@@ -113,6 +113,7 @@ const char *const target_names[TARGETS + 1] = {
 typedef struct loader_limits {
     const char *loader;
     int bits[5]; /* ends with 0 */
+    const char *bits_text;
     bool symmetric_only;
     int k_multiple, n_multiple;
     bool fused_alike;      /* q, k, v (and gate, up) are one parameter: the same bits and group, quantized or not */
@@ -121,10 +122,11 @@ typedef struct loader_limits {
 } loader_limits;
 
 static const loader_limits limits[TARGETS] = {
-    [TARGET_VLLM] = {"vLLM gptq_marlin", {4, 8}, true, 128, 64, true, false, NULL},
-    [TARGET_TRANSFORMERS] = {"transformers (GPTQModel)", {2, 3, 4, 8}, false, 32, 32, false, false, NULL},
-    [TARGET_EXLLAMAV2] = {"exllamav2", {4}, false, 32, 32, false, true, NULL},
-    [TARGET_LLAMA_CPP] = {"llama.cpp", {0}, false, 1, 1, false, false, "reads GGUF files, not GPTQ"},
+    [TARGET_VLLM] = {"vLLM gptq_marlin", {4, 8}, "4 or 8", true, 128, 64, true, false, NULL},
+    [TARGET_TRANSFORMERS] =
+        {"transformers (GPTQModel)", {2, 3, 4, 8}, "2, 3, 4 or 8", false, 32, 32, false, false, NULL},
+    [TARGET_EXLLAMAV2] = {"exllamav2", {4}, "4", false, 32, 32, false, true, NULL},
+    [TARGET_LLAMA_CPP] = {"llama.cpp", {0}, "no", false, 1, 1, false, false, "reads GGUF files, not GPTQ"},
 };
 
 static bool has_bits(const loader_limits *limit, int bits) {
@@ -136,7 +138,8 @@ static bool has_bits(const loader_limits *limit, int bits) {
 /* The limit that one module breaks by itself. */
 static ql_status module_obstacle(const loader_limits *limit, const recipe *r, const module_rule *rule, int64_t n,
                                  int64_t k, ql_arena *arena, char **reason) {
-    if (!has_bits(limit, rule->bits)) return ql_arena_format(arena, reason, "%d bits", rule->bits);
+    if (!has_bits(limit, rule->bits))
+        return ql_arena_format(arena, reason, "%s bits, but bits = %d", limit->bits_text, rule->bits);
     if (limit->symmetric_only && !r->symmetric) return ql_arena_format(arena, reason, "only symmetric grids (sym)");
     if (k % limit->k_multiple)
         return ql_arena_format(arena, reason, "K %% %d == 0, but K = %lld", limit->k_multiple, (long long)k);

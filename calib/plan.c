@@ -23,15 +23,17 @@ static const bool counts_bytes[PLAN_PHASES] = {
 /* The dimensions that everything below is made of, as doubles: products of them exceed no range. */
 typedef struct sizes {
     double layers, hidden, attn, kv, mlp, vocab, seq_len,
-        half_head;         /* widths of the residual stream, q, k, gate; tokens of a row */
-    double tokens, batch;  /* all of them; of one batch */
-    double source;         /* bytes per element of the checkpoint */
-    double block;          /* weights of one block, elements */
-    double largest;        /* of the largest tensor of the checkpoint, elements */
-    double packed;         /* bytes of the quantized form of one block: codes, FP32 scales, zero points, g_idx */
-    double packed_all;     /* of all blocks */
-    double sum_k2, max_k2; /* elements of the Hessians of one block: all of them, the largest */
-    double hessian;        /* bytes per element */
+        half_head;        /* widths of the residual stream, q, k, gate; tokens of a row */
+    double tokens, batch; /* all of them; of one batch */
+    double source;        /* bytes per element of the checkpoint */
+    double block;         /* weights of one block, elements */
+    double largest;       /* of the largest tensor of the checkpoint, elements */
+    double packed;        /* bytes of the quantized form of one block: codes, FP32 scales, zero points, g_idx */
+    double packed_all;    /* of all blocks */
+    double sum_k2;        /* elements of the Hessians of one block */
+    double site;          /* bytes of the statistics of one site, the largest */
+    double cross;         /* operations per token for the drift from the original model, in one block */
+    double hessian;       /* bytes per element */
 } sizes;
 
 /* Rows per batch: the engine passes whole sequences, about this many rows at a time. */
@@ -57,6 +59,17 @@ static uint64_t dense_bytes(const model_config *c) {
 }
 
 static bool needs_hessian(const plan_request *r) { return r->recipe->base.method != METHOD_RTN && r->n_seq > 0; }
+
+/* The rows also go through the original model, and what they are apart there enters every target. */
+static bool follows_original(const plan_request *r) {
+    return needs_hessian(r) && r->recipe->sequential && r->recipe->drift > 0;
+}
+
+/* Behind o and down the residual stream is compared, elsewhere the input itself. */
+static double cross_rows(const model_config *c, site_id site) {
+    bool adds = site == SITE_ATTN_OUT || site == SITE_MLP_DOWN_IN;
+    return (double)(adds ? c->hidden : site_width(c, site));
+}
 
 static sizes measure_model(const plan_request *r) {
     const model_config *c = r->config;
@@ -95,25 +108,30 @@ static sizes measure_model(const plan_request *r) {
         s.packed_all += packed;
     }
     for (site_id site = 0; site < SITES && needs_hessian(r); site++) {
-        double k = (double)site_width(c, site);
+        double k = (double)site_width(c, site), cross = follows_original(r) ? cross_rows(c, site) * k : 0;
         s.sum_k2 += k * k;
-        s.max_k2 = larger(s.max_k2, k * k);
+        s.site = larger(s.site, s.hessian * k * k + 4 * cross);
+        s.cross += 2 * cross;
     }
     return s;
 }
 
 /* ---- memory --------------------------------------------------------------------------------------------------------------- */
 
-/* Codes of the method and of nearest rounding (1 byte each), both dequantized for the comparison (4 each). */
+/* Bytes per weight of what one linear needs beside its statistics: codes and dequantized weights of the method and of nearest
+ * rounding, for the comparison; answer and target when the original is followed; the running errors. */
+static double bytes_per_weight(const plan_request *r) {
+    if (!needs_hessian(r)) return 1 + 4;
+    if (r->recipe->literature) return 1 + 4 + 8; /* W in double */
+    return 2 * (1 + 4) + (follows_original(r) ? 8 : 0) + 4;
+}
+
 static double solve_bytes(const plan_request *r, const sizes *s) {
-    double most = 0;
+    double most = 0, factors = !needs_hessian(r) ? 0 : r->recipe->literature ? 16 : 4; /* H and U in double; R */
     for (linear_id id = 0; id < LINEARS; id++) {
         int64_t n, k;
         linear_shape(r->config, id, &n, &k);
-        double nk = (double)n * (double)k, k2 = needs_hessian(r) ? (double)k * (double)k : 0;
-        double bytes = r->recipe->literature ? nk * (1 + 4 + 8) + 2 * 8 * k2  /* W, H and U in double */
-                                             : nk * (1 + 1 + 4 + 4) + 4 * k2; /* R */
-        most = larger(most, bytes);
+        most = larger(most, bytes_per_weight(r) * (double)n * (double)k + factors * (double)k * (double)k);
     }
     return most + s->packed;
 }
@@ -129,9 +147,11 @@ static void count_memory(const plan_request *r, const sizes *s, plan *p) {
         {"rows between blocks", 4 * s->tokens * (s->hidden + 1), 12 * s->tokens},
         {"activations within a block", 4 * s->tokens * larger(s->attn, s->mlp), 0},
         {"rows kept for a second pass", sequential || !needs_hessian(r) ? 0 : 4 * s->tokens * s->hidden, 0},
+        {"rows through the original model",
+         follows_original(r) ? 4 * s->tokens * (s->hidden + larger(s->attn, s->mlp)) : 0, 0},
         {"forward buffers", 8 * (s->batch * (s->hidden + s->attn + s->kv + s->mlp) + s->seq_len * s->half_head), 0},
         {"weights of a block (FP32, as read, quantized)", larger(quantized_block, s->tokens > 0 ? embedding : 0), 0},
-        {"Hessians", s->hessian * (sequential ? s->max_k2 : s->sum_k2), 0},
+        {"Hessians and drift", sequential ? s->site : s->hessian * s->sum_k2, 0},
         {"solving one linear", solve_bytes(r, s), 0},
         {"a tensor as read", 0, s->source * s->largest},
         {"results of a block", 0, s->packed},
@@ -175,24 +195,40 @@ static ql_status count_output(const plan_request *r, ql_arena *arena, plan *p) {
 
 /* ---- work --------------------------------------------------------------------------------------------------------------------- */
 
-/* Operations of the rows going once through all blocks. */
-static double forward_flops(const sizes *s) {
-    return s->layers * s->tokens * (2 * s->block + 2 * s->seq_len * s->attn); /* causal: half of QK^T and of PV */
+static void count_linear(const plan_request *r, const module_rule *rule, double n, double k, plan *p) {
+    const recipe *recipe = r->recipe;
+    double search =
+        n * k * (recipe->scale_search ? 80 * 6 : 6); /* some 80 scales per group, a few operations per weight each */
+    p->phases[PLAN_GRID].flops += search;
+    if (rule->method == METHOD_RTN || !needs_hessian(r)) return;
+    p->phases[PLAN_SOLVE].flops += n * k * k;
+    p->phases[PLAN_LOSS].flops += 4 * n * k * k;
+    if (recipe->literature) {
+        p->phases[PLAN_FACTOR].flops += k * k * k; /* Cholesky, inverse, Cholesky */
+        return;
+    }
+    p->phases[PLAN_GRID].flops += search; /* nearest rounding, to compare with */
+    p->phases[PLAN_LOSS].flops += 4 * n * k * k;
+    p->phases[PLAN_FACTOR].flops += k * k * k / 3;
+    p->phases[PLAN_REFINE].flops += 2 * n * k * k * (double)(recipe->refine + 1);
+    if (follows_original(r)) p->phases[PLAN_TARGET].flops += 4 * n * k * k;
 }
 
-static void count_linear(const plan_request *r, const module_rule *rule, double n, double k, plan *p) {
-    /* The search tries some 80 scales per group, a handful of operations per weight each. */
-    p->phases[PLAN_GRID].flops += n * k * (r->recipe->scale_search ? 80 * 6 : 6);
-    if (rule->method == METHOD_RTN || !needs_hessian(r)) return;
-    p->phases[PLAN_FACTOR].flops += (r->recipe->literature ? 1 : 1.0 / 3) * k * k * k;
-    p->phases[PLAN_SOLVE].flops += n * k * k;
-    p->phases[PLAN_LOSS].flops += (r->recipe->literature ? 4 : 8) * n * k * k; /* the result and nearest rounding */
-    if (!r->recipe->literature) p->phases[PLAN_GRID].flops += n * k * (r->recipe->scale_search ? 80 * 6 : 6);
+/* Rows through the blocks: once when every linear is solved on the way, twice when a block is solved as a whole, and nobody
+ * computes what the last block puts out; beside that the original model, and its o and down once more for the comparison. */
+static void count_forward(const plan_request *r, const sizes *s, plan *p) {
+    double attention = 2 * s->seq_len * s->attn; /* causal: half of QK^T and of PV */
+    double block = s->tokens * (2 * s->block + attention), down = s->tokens * 2 * s->mlp * s->hidden;
+    double out = s->tokens * 2 * s->attn * s->hidden;
+    double flops = s->layers * block - (r->recipe->sequential ? down : 0);
+    if (!r->recipe->sequential) flops += (s->layers - 1) * block;
+    if (follows_original(r)) flops += s->layers * (block + out + down);
+    p->phases[PLAN_FORWARD].flops = flops;
+    p->phases[PLAN_STATISTICS].flops = s->layers * s->tokens * (s->sum_k2 + s->cross);
 }
 
 static void count_work(const plan_request *r, const sizes *s, plan *p) {
-    double model = r->source_bytes ? (double)r->source_bytes : (double)dense_bytes(r->config);
-    p->phases[PLAN_READ].bytes_read = model;
+    p->phases[PLAN_READ].bytes_read = r->source_bytes ? (double)r->source_bytes : (double)dense_bytes(r->config);
     p->phases[PLAN_WRITE].bytes_read = s->packed_all;
     p->phases[PLAN_WRITE].bytes_written = s->packed_all + (double)p->output_bytes;
     for (int64_t i = 0; i < r->config->layers * LINEARS; i++) {
@@ -200,9 +236,7 @@ static void count_work(const plan_request *r, const sizes *s, plan *p) {
         linear_shape(r->config, (linear_id)(i % LINEARS), &n, &k);
         if (!r->modules->rules[i].skip) count_linear(r, &r->modules->rules[i], (double)n, (double)k, p);
     }
-    if (!needs_hessian(r)) return;
-    p->phases[PLAN_FORWARD].flops = forward_flops(s) * (r->recipe->sequential ? 1 : 2);
-    p->phases[PLAN_STATISTICS].flops = s->layers * s->tokens * s->sum_k2;
+    if (needs_hessian(r)) count_forward(r, s, p);
 }
 
 static void count_seconds(const plan_rates *rates, plan *p) {
@@ -233,11 +267,17 @@ ql_status plan_make(const plan_request *r, ql_arena *arena, plan *p) {
 /* ---- rates ------------------------------------------------------------------------------------------------------------------ */
 
 void plan_default_rates(bool gpu, int threads, plan_rates *rates) {
-    /* Per thread of a processor with AVX2 at 3 GHz, and for a GPU of the H100 class in FP32 without TF32; solid-state disks. */
-    static const double per_thread[PLAN_PHASES] = {1e9, 5e10, 5e10, 4e9, 2e10, 2e10, 5e10, 5e8};
-    static const double per_gpu[PLAN_PHASES] = {2e9, 4e13, 4e13, 1e12, 4e12, 1e13, 4e13, 1e9};
+    /* A thread of a processor with AVX2 at 3 GHz, a GPU of the H100 class in FP32 without TF32, solid-state disks. */
+    static const struct {
+        double thread, gpu;
+    } table[PLAN_PHASES] = {
+        [PLAN_READ] = {1e9, 2e9},     [PLAN_FORWARD] = {5e10, 4e13}, [PLAN_STATISTICS] = {5e10, 4e13},
+        [PLAN_TARGET] = {4e10, 2e13}, [PLAN_GRID] = {4e9, 1e12},     [PLAN_FACTOR] = {2e10, 4e12},
+        [PLAN_SOLVE] = {2e10, 1e13},  [PLAN_REFINE] = {2e10, 1e13},  [PLAN_LOSS] = {5e10, 4e13},
+        [PLAN_WRITE] = {5e8, 1e9},
+    };
     for (int i = 0; i < PLAN_PHASES; i++)
-        rates->of[i] = gpu ? per_gpu[i] : counts_bytes[i] ? per_thread[i] : per_thread[i] * threads;
+        rates->of[i] = gpu ? table[i].gpu : table[i].thread * (counts_bytes[i] ? 1 : threads);
     rates->measured = false;
 }
 
@@ -262,7 +302,7 @@ void plan_refuse(plan *p, ql_status status, const char *text) {
 static ql_status limit(plan *p, ql_status status, const char *resource, uint64_t need, uint64_t have, ql_arena *arena) {
     char *text;
     if (need <= have) return QL_OK;
-    QL_TRY(ql_arena_format(arena, &text, "%s: %.1f GB are needed, %.1f GB are there", resource, (double)need / 1e9,
+    QL_TRY(ql_arena_format(arena, &text, "%s: %.3f GB are needed, %.3f GB are there", resource, (double)need / 1e9,
                            (double)have / 1e9));
     if (p->status == QL_OK) p->critical_resource = resource;
     plan_refuse(p, status, text);
@@ -277,8 +317,9 @@ ql_status plan_limit(plan *p, uint64_t device, uint64_t host, uint64_t disk, ql_
 
 static json_t *phase_json(const plan *p, int i) {
     const plan_phase *phase = &p->phases[i];
-    return json_pack("{s:s, s:f, s:f, s:f, s:f}", "name", plan_phase_names[i], "bytes_read", phase->bytes_read,
-                     "bytes_written", phase->bytes_written, "flops", phase->flops, "seconds", phase->seconds);
+    return json_pack("{s:s, s:I, s:I, s:f, s:f}", "name", plan_phase_names[i], "bytes_read",
+                     (json_int_t)phase->bytes_read, "bytes_written", (json_int_t)phase->bytes_written, "flops",
+                     phase->flops, "seconds", phase->seconds);
 }
 
 json_t *plan_json(const plan *p) {

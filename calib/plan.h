@@ -15,9 +15,11 @@
     X(PLAN_READ, "read", true)                                                                                         \
     X(PLAN_FORWARD, "forward", false)                                                                                  \
     X(PLAN_STATISTICS, "statistics", false)                                                                            \
+    X(PLAN_TARGET, "target", false)                                                                                    \
     X(PLAN_GRID, "grid", false)                                                                                        \
     X(PLAN_FACTOR, "factor", false)                                                                                    \
     X(PLAN_SOLVE, "solve", false)                                                                                      \
+    X(PLAN_REFINE, "refine", false)                                                                                    \
     X(PLAN_LOSS, "loss", false)                                                                                        \
     X(PLAN_WRITE, "write", true)
 

@@ -13,6 +13,12 @@
 #include "host/file.h"
 #include "host/status.h"
 
+#ifdef __clang__
+#define COMPILER __VERSION__
+#else
+#define COMPILER "gcc " __VERSION__
+#endif
+
 static json_t *bytes_json(uint64_t bytes) {
     return bytes == UINT64_MAX ? json_null() : json_integer((json_int_t)bytes);
 }

@@ -125,24 +125,46 @@ static ql_status check_limits(const inputs *in, plan *p) {
 
 /* ---- output ---------------------------------------------------------------------------------------------------------------- */
 
-static void print_plan(const inputs *in, const plan *p) {
-    char text[DURATION_SIZE];
-    progress_duration(text, p->seconds);
-    printf("output         %10.2f GB\nwork directory %10.2f GB\n", (double)p->output_bytes / 1e9,
-           (double)(p->disk_bytes - p->output_bytes) / 1e9);
-    printf("Hessians       %10.2f GB per block\n", (double)p->hessian_bytes / 1e9);
-    if (in->request.gpu) printf("device memory  %10.2f GB\n", (double)p->peak_device_bytes / 1e9);
-    printf("host memory    %10.2f GB\n", (double)p->peak_host_bytes / 1e9);
-    for (int i = 0; i < p->n_memory; i++)
-        printf("  %-48s %10.3f GB\n", p->memory[i].what, (p->memory[i].device + p->memory[i].host) / 1e9);
-    printf("time           %10s  (%s rates, limited by %s)\n", text, p->measured ? "measured" : "datasheet",
+/* "36.64 GB", "24.5 MB": three or four digits. */
+static const char *size_text(double bytes, char text[32]) {
+    static const char *const units[] = {"kB", "MB", "GB", "TB"};
+    int unit = 0;
+    for (bytes /= 1e3; bytes >= 1e3 && unit < 3; unit++) bytes /= 1e3;
+    snprintf(text, 32, "%.*f %s", bytes < 100 ? 2 : 1, bytes, units[unit]);
+    return text;
+}
+
+static void print_size(const char *what, double bytes) {
+    char text[32];
+    printf("%-46s %12s\n", what, size_text(bytes, text));
+}
+
+static void print_phases(const plan *p) {
+    char time[DURATION_SIZE], read[32], written[32];
+    progress_duration(time, p->seconds);
+    printf("%-46s %12s  (%s rates, limited by %s)\n", "time", time, p->measured ? "measured" : "datasheet",
            p->critical_resource);
     for (int i = 0; i < PLAN_PHASES; i++) {
-        progress_duration(text, p->phases[i].seconds);
-        printf("  %-12s %10s  %9.2f GB read  %9.2f GB written  %12.1f GFLOP\n", plan_phase_names[i], text,
-               p->phases[i].bytes_read / 1e9, p->phases[i].bytes_written / 1e9, p->phases[i].flops / 1e9);
+        progress_duration(time, p->phases[i].seconds);
+        printf("  %-12s %10s %12s read %12s written %14.1f GFLOP\n", plan_phase_names[i], time,
+               size_text(p->phases[i].bytes_read, read), size_text(p->phases[i].bytes_written, written),
+               p->phases[i].flops / 1e9);
     }
-    printf("feasible       %10s\n", p->status == QL_OK ? "yes" : "no");
+}
+
+static void print_plan(const inputs *in, const plan *p) {
+    print_size("output", (double)p->output_bytes);
+    print_size("work directory", (double)(p->disk_bytes - p->output_bytes));
+    print_size("Hessians of a block", (double)p->hessian_bytes);
+    if (in->request.gpu) print_size("device memory", (double)p->peak_device_bytes);
+    print_size("host memory", (double)p->peak_host_bytes);
+    for (int i = 0; i < p->n_memory; i++) {
+        char what[64];
+        snprintf(what, sizeof what, "  %s", p->memory[i].what);
+        print_size(what, p->memory[i].device + p->memory[i].host);
+    }
+    print_phases(p);
+    printf("%-46s %12s\n", "feasible", p->status == QL_OK ? "yes" : "no");
 }
 
 static ql_status print_json(const plan *p) {

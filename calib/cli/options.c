@@ -25,7 +25,7 @@ struct cli {
 const cli_option cli_common_options[] = {
     {"json", 0, NULL, false, "one JSON object on stdout instead of text"},
     {"device", 0, "NAME", false, "auto, cpu, cuda or cuda:N (default: auto)"},
-    {"threads", 't', "N", false, "CPU threads (default: all that the process may use)"},
+    {"threads", 0, "N", false, "CPU threads (default: all that the process may use)"},
     {"progress", 0, "STYLE", false, "auto, bar, plain or none (default: auto)"},
     {"log-format", 0, "FORMAT", false, "messages on stderr as text or json (default: text)"},
     {"quiet", 'q', NULL, false, "warnings and errors only"},

@@ -1,0 +1,280 @@
+/* Plans: the figures of a 70B model by hand, what cannot be stored, what loaders refuse, limits. */
+#include "tests/test.h"
+
+#include "calib/plan.h"
+#include "formats/json.h"
+#include "host/file.h"
+#include "host/log.h"
+#include "host/status.h"
+
+static ql_arena *arena;
+static int open_arena(void **state) {
+    (void)state;
+    ql_log_open(false, QL_ERROR);
+    return ql_arena_open(NULL, &arena) != QL_OK;
+}
+static int close_arena(void **state) {
+    (void)state;
+    ql_arena_close(arena);
+    return 0;
+}
+
+static const char llama2_70b[] =
+    "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 8192, "
+    "\"intermediate_size\": 28672,"
+    "\"num_hidden_layers\": 80, \"num_attention_heads\": 64, \"num_key_value_heads\": 8, \"vocab_size\": 32000,"
+    "\"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, \"hidden_act\": \"silu\", \"tie_word_embeddings\": "
+    "false,"
+    "\"torch_dtype\": \"float16\"}";
+
+static model_config parse(const char *text) {
+    json_t *document;
+    model_config config;
+    assert_ok(ql_json_parse("config.json", text, strlen(text), &document));
+    assert_ok(model_config_parse(document, "config.json", arena, &config));
+    json_decref(document);
+    return config;
+}
+
+/* A model of two layers, odd in what the caller wants. */
+static model_config small(int64_t hidden, int64_t intermediate, int64_t heads, int64_t kv_heads, int64_t head_dim) {
+    model_config config = parse(llama2_70b);
+    config.layers = 2;
+    config.hidden = hidden;
+    config.intermediate = intermediate;
+    config.heads = heads;
+    config.kv_heads = kv_heads;
+    config.head_dim = head_dim;
+    return config;
+}
+
+static recipe recipe_of(const char *text) {
+    recipe r;
+    recipe_defaults(&r);
+    if (text) assert_ok(recipe_parse("r.yaml", text, strlen(text), arena, &r));
+    assert_ok(recipe_check(&r));
+    return r;
+}
+
+static plan make(const model_config *config, const recipe *r, int64_t n_seq, int64_t seq_len, bool gpu) {
+    module_table modules;
+    plan_rates rates;
+    plan p;
+    plan_default_rates(gpu, 2, &rates);
+    assert_ok(modules_resolve(r, config, arena, &modules));
+    const plan_request request = {.config = config,
+                                  .recipe = r,
+                                  .modules = &modules,
+                                  .n_seq = n_seq,
+                                  .seq_len = seq_len,
+                                  .gpu = gpu,
+                                  .rates = &rates};
+    assert_ok(plan_make(&request, arena, &p));
+    return p;
+}
+
+/* By hand, for a 70B model in 4 bits, groups of 128: per block 855,638,016 weights in 0.5 + 2.5 / 128 bytes each and
+ * 77,824 group indices of 4 bytes; embedding and head 2 * 32000 * 8192 and 161 norms of 8192, 2 bytes each. */
+static void seventy_billion_parameters(void **state) {
+    (void)state;
+    model_config config = parse(llama2_70b);
+    recipe r = recipe_of("version: 1\nscheme: W4A16-GPTQ-g128\n");
+    plan p = make(&config, &r, 128, 2048, true);
+    assert_int_equal(p.output_bytes, 36638572544);
+    assert_int_equal(p.hessian_bytes, 4093640704);
+    assert_true(p.peak_device_bytes > p.hessian_bytes / 2 && p.peak_host_bytes > 0);
+    assert_true(p.disk_bytes > p.output_bytes);
+    recipe literature = recipe_of("version: 1\nscheme: W4A16-GPTQ-g128\nliterature: true\n");
+    assert_int_equal(make(&config, &literature, 128, 2048, true).hessian_bytes, 2 * 4093640704); /* in double */
+    recipe nearest = recipe_of("version: 1\nmethod: rtn\n");
+    plan rtn = make(&config, &nearest, 0, 0, false);
+    assert_int_equal(rtn.output_bytes, 36638572544);
+    assert_int_equal(rtn.hessian_bytes, 0);
+    assert_true(rtn.phases[PLAN_FORWARD].flops == 0 && rtn.phases[PLAN_SOLVE].flops == 0);
+}
+
+/* 128 rows of 2048: 2 T operations per weight, causal attention besides; the Hessian of an input T k^2. */
+static void operations_of_the_phases(void **state) {
+    (void)state;
+    model_config config = parse(llama2_70b);
+    recipe r = recipe_of("version: 1\ndrift: 0\nrefine: 0\n");
+    plan p = make(&config, &r, 128, 2048, false);
+    double tokens = 128 * 2048, weights = 80 * 855638016.0;
+    double forward = 2 * tokens * weights + 80 * tokens * 2 * 2048 * 8192, block = forward / 80;
+    double down = 2 * tokens * 28672 * 8192, out = 2 * tokens * 8192 * 8192;
+    assert_true(p.phases[PLAN_FORWARD].flops == forward - down); /* the last block's output is not needed */
+    assert_true(p.phases[PLAN_STATISTICS].flops == 80 * tokens * (3 * 8192.0 * 8192 + 28672.0 * 28672));
+    double sum = 0;
+    for (int i = 0; i < PLAN_PHASES; i++) sum += p.phases[i].seconds;
+    assert_true(p.seconds == sum && p.seconds > 0);
+    recipe literature = recipe_of("version: 1\nliterature: true\n"), follow = recipe_of("version: 1\n");
+    assert_true(make(&config, &literature, 128, 2048, false).phases[PLAN_FORWARD].flops == 2 * forward - block);
+    plan both = make(&config, &follow, 128, 2048, false); /* the original model beside it, its o and down twice */
+    assert_true(both.phases[PLAN_FORWARD].flops == 2 * forward - down + 80 * (out + down));
+    assert_true(both.phases[PLAN_TARGET].flops > 0 && p.phases[PLAN_TARGET].flops == 0);
+}
+
+/* On the CPU there is one memory; what a GPU holds moves to the host. */
+static void processor_has_one_memory(void **state) {
+    (void)state;
+    model_config config = parse(llama2_70b);
+    recipe r = recipe_of(NULL);
+    plan cpu = make(&config, &r, 16, 512, false), gpu = make(&config, &r, 16, 512, true);
+    assert_int_equal(cpu.peak_device_bytes, 0);
+    double difference = (double)cpu.peak_host_bytes - (double)(gpu.peak_device_bytes + gpu.peak_host_bytes);
+    assert_true(difference >= -2 && difference <= 2);
+}
+
+static void limits_decide(void **state) {
+    (void)state;
+    model_config config = parse(llama2_70b);
+    recipe r = recipe_of(NULL);
+    plan p = make(&config, &r, 128, 2048, true);
+    assert_ok(plan_limit(&p, p.peak_device_bytes, p.peak_host_bytes, p.disk_bytes, arena));
+    assert_int_equal(p.status, QL_OK);
+    plan full = p;
+    assert_ok(plan_limit(&full, UINT64_MAX, UINT64_MAX, full.disk_bytes - 1, arena));
+    assert_int_equal(full.status, QL_DISK);
+    assert_string_equal(full.critical_resource, "disk space");
+    assert_ok(plan_limit(&p, p.peak_device_bytes - 1, p.peak_host_bytes - 1, 0, arena));
+    assert_int_equal(p.status, QL_NOMEM);
+    assert_int_equal(p.n_reasons, 3);
+    json_t *document = plan_json(&p);
+    static const char *const keys[] = {"feasible",          "reasons",           "output_bytes", "hessian_bytes",
+                                       "peak_device_bytes", "peak_host_bytes",   "disk_bytes",   "seconds",
+                                       "rates_source",      "critical_resource", "phases"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
+        if (!json_object_get(document, keys[i])) fail_msg("no %s", keys[i]);
+    assert_true(json_is_false(json_object_get(document, "feasible")));
+    assert_string_equal(json_string_value(json_object_get(document, "rates_source")), "datasheet");
+    json_decref(document);
+}
+
+static void rates_come_from_a_file(void **state) {
+    (void)state;
+    char path[] = "/tmp/rates_XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    const char good[] =
+        "{\"machine\": \"x\", \"read\": 1e9, \"forward\": 1e12, \"statistics\": 1, \"grid\": 1e9, \"factor\": 1e9, "
+        "\"solve\": 1e9, \"target\": 1e9, \"refine\": 1e9, \"loss\": 1e9, \"write\": 2e9}";
+    const char bad[] = "{\"read\": 0}", part[] = "{\"read\": 1e9}";
+    plan_rates rates;
+    assert_ok(ql_file_save(path, good, strlen(good)));
+    assert_ok(plan_load_rates(path, &rates));
+    assert_true(rates.measured && rates.of[PLAN_FORWARD] == 1e12 && rates.of[PLAN_WRITE] == 2e9);
+    assert_ok(ql_file_save(path, bad, strlen(bad)));
+    assert_refused(plan_load_rates(path, &rates), QL_FORMAT, "read");
+    assert_ok(ql_file_save(path, part, strlen(part)));
+    assert_refused(plan_load_rates(path, &rates), QL_FORMAT, "forward");
+    remove(path);
+}
+
+/* ---- modules ---------------------------------------------------------------------------------------------------------------- */
+
+static bool skips(const module_table *t, int64_t layer, linear_id id) { return modules_rule(t, layer, id)->skip; }
+
+/* 3 heads of 20: N = 60 for q, K = 60 for o; k and v (1 head: 20) as well.  MLP: 192 = 1.5 * 128. */
+static void modules_that_no_file_holds_stay(void **state) {
+    (void)state;
+    model_config config = small(128, 192, 3, 1, 20);
+    recipe r = recipe_of(NULL);
+    module_table t;
+    assert_ok(modules_resolve(&r, &config, arena, &t));
+    for (int64_t layer = 0; layer < 2; layer++) {
+        assert_true(skips(&t, layer, LIN_Q) && skips(&t, layer, LIN_K) && skips(&t, layer, LIN_V) &&
+                    skips(&t, layer, LIN_O));
+        assert_false(skips(&t, layer, LIN_GATE) || skips(&t, layer, LIN_UP)); /* N = 192 = 6 * 32 */
+        assert_true(skips(&t, layer, LIN_DOWN));                              /* K = 192, groups of 128 */
+    }
+    assert_int_equal(t.n_skipped, 10);
+    assert_string_equal(t.skipped[0], "model.layers.0.self_attn.q_proj");
+    assert_null(t.skipped[10]);
+    recipe fine = recipe_of("version: 1\ngroup_size: 64\n");
+    assert_ok(modules_resolve(&fine, &config, arena, &t));
+    assert_false(skips(&t, 0, LIN_DOWN));
+}
+
+/* k and v have N = 16: q could be stored, but runtimes fuse the three. */
+static void fused_modules_stay_together(void **state) {
+    (void)state;
+    model_config config = small(128, 256, 8, 1, 16);
+    recipe r = recipe_of(NULL);
+    module_table t;
+    assert_ok(modules_resolve(&r, &config, arena, &t));
+    assert_true(skips(&t, 1, LIN_Q) && skips(&t, 1, LIN_K) && skips(&t, 1, LIN_V));
+    assert_false(skips(&t, 1, LIN_O));
+    /* Skipping one on request is the user's business: its fellows are quantized. */
+    recipe one = recipe_of("version: 1\noverrides:\n- {match: 'layers\\.0\\.mlp\\.up', skip: true}\n");
+    assert_ok(modules_resolve(&one, &config, arena, &t));
+    assert_true(skips(&t, 0, LIN_UP) && !skips(&t, 0, LIN_GATE) && !skips(&t, 1, LIN_UP));
+}
+
+static void nothing_left_is_refused(void **state) {
+    (void)state;
+    model_config config = small(128, 256, 2, 2, 64);
+    recipe r = recipe_of("version: 1\noverrides:\n- {match: '.', skip: true}\n");
+    module_table t;
+    assert_refused(modules_resolve(&r, &config, arena, &t), QL_MISMATCH, "nothing is left");
+}
+
+/* ---- targets ---------------------------------------------------------------------------------------------------------------- */
+
+static const char *target_reason(const model_config *config, const char *text, target_id target) {
+    recipe r = recipe_of(text);
+    module_table t;
+    char *reason;
+    assert_ok(modules_resolve(&r, config, arena, &t));
+    assert_ok(modules_target_obstacle(&t, &r, config, target, arena, &reason));
+    return reason;
+}
+
+static void loaders_have_limits(void **state) {
+    (void)state;
+    model_config fits = small(256, 512, 4, 2, 64);
+    model_config narrow = small(256, 512, 4, 2, 16); /* k, v: N = 32; o: K = 64 */
+    model_config odd = small(192, 512, 3, 3, 64);    /* K = 192 */
+    const struct {
+        const model_config *config;
+        const char *text;
+        target_id target;
+        const char *words; /* NULL: it loads */
+    } rows[] = {
+        {&fits, NULL, TARGET_VLLM, NULL},
+        {&fits, NULL, TARGET_TRANSFORMERS, NULL},
+        {&fits, NULL, TARGET_EXLLAMAV2, NULL},
+        {&fits, NULL, TARGET_LLAMA_CPP, "GGUF"},
+        {&fits, "version: 1\nbits: 3\n", TARGET_VLLM, "4 or 8 bits, but bits = 3"},
+        {&fits, "version: 1\nbits: 3\n", TARGET_TRANSFORMERS, NULL},
+        {&fits, "version: 1\nbits: 8\n", TARGET_VLLM, NULL},
+        {&fits, "version: 1\nbits: 8\n", TARGET_EXLLAMAV2, "4 bits, but bits = 8"},
+        {&fits, "version: 1\nsymmetric: false\n", TARGET_VLLM, "symmetric"},
+        {&fits, "version: 1\nsymmetric: false\n", TARGET_EXLLAMAV2, NULL},
+        {&narrow, "version: 1\ngroup_size: 32\n", TARGET_VLLM, "N % 64 == 0, but N = 32"},
+        {&narrow, "version: 1\ngroup_size: 32\n", TARGET_TRANSFORMERS, NULL},
+        {&odd, "version: 1\ngroup_size: 64\n", TARGET_VLLM, "K % 128 == 0, but K = 192"},
+        {&fits, "version: 1\noverrides:\n- {match: k_proj, bits: 8}\n", TARGET_VLLM, "equal bits"},
+        {&fits, "version: 1\noverrides:\n- {match: up_proj, group_size: 64}\n", TARGET_VLLM, "equal bits"},
+        {&fits, "version: 1\noverrides:\n- {match: up_proj, skip: true}\n", TARGET_VLLM, "equal bits"},
+        {&fits, "version: 1\noverrides:\n- {match: down_proj, bits: 8}\n", TARGET_VLLM, NULL},
+        {&fits, "version: 1\noverrides:\n- {match: down_proj, group_size: 64}\n", TARGET_EXLLAMAV2, "one group size"},
+        {&fits, "version: 1\noverrides:\n- {match: down_proj, skip: true}\n", TARGET_EXLLAMAV2, NULL},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        const char *reason = target_reason(rows[i].config, rows[i].text, rows[i].target);
+        if (!rows[i].words && reason) fail_msg("row %zu: %s", i, reason);
+        if (rows[i].words && (!reason || !strstr(reason, rows[i].words)))
+            fail_msg("row %zu: \"%s\" does not say \"%s\"", i, reason ? reason : "", rows[i].words);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(seventy_billion_parameters),  cmocka_unit_test(operations_of_the_phases),
+        cmocka_unit_test(processor_has_one_memory),    cmocka_unit_test(limits_decide),
+        cmocka_unit_test(rates_come_from_a_file),      cmocka_unit_test(modules_that_no_file_holds_stay),
+        cmocka_unit_test(fused_modules_stay_together), cmocka_unit_test(nothing_left_is_refused),
+        cmocka_unit_test(loaders_have_limits),
+    };
+    return cmocka_run_group_tests(tests, open_arena, close_arena);
+}
