@@ -196,21 +196,20 @@ static ql_status count_output(const plan_request *r, ql_arena *arena, plan *p) {
 /* ---- work --------------------------------------------------------------------------------------------------------------------- */
 
 static void count_linear(const plan_request *r, const module_rule *rule, double n, double k, plan *p) {
-    const recipe *recipe = r->recipe;
     double search =
-        n * k * (recipe->scale_search ? 80 * 6 : 6); /* some 80 scales per group, a few operations per weight each */
+        n * k * (r->recipe->scale_search ? 80 * 6 : 6); /* some 80 scales per group, a few operations per weight each */
     p->phases[PLAN_GRID].flops += search;
     if (rule->method == METHOD_RTN || !needs_hessian(r)) return;
     p->phases[PLAN_SOLVE].flops += n * k * k;
     p->phases[PLAN_LOSS].flops += 4 * n * k * k;
-    if (recipe->literature) {
+    if (r->recipe->literature) {
         p->phases[PLAN_FACTOR].flops += k * k * k; /* Cholesky, inverse, Cholesky */
         return;
     }
     p->phases[PLAN_GRID].flops += search; /* nearest rounding, to compare with */
     p->phases[PLAN_LOSS].flops += 4 * n * k * k;
     p->phases[PLAN_FACTOR].flops += k * k * k / 3;
-    p->phases[PLAN_REFINE].flops += 2 * n * k * k * (double)(recipe->refine + 1);
+    p->phases[PLAN_REFINE].flops += 2 * n * k * k * (double)(r->recipe->refine + 1);
     if (follows_original(r)) p->phases[PLAN_TARGET].flops += 4 * n * k * k;
 }
 

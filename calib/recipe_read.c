@@ -28,9 +28,9 @@ enum {
     KEY_LITERATURE,
     KEY_OVERRIDES,
 };
-static const char *const recipe_keys[] = {"version",    "scheme",    "method",     "bits", "group_size",
-                                          "symmetric",  "act_order", "sequential", "damp", "drift", "refine", "scale_search",
-                                          "literature", "overrides", NULL};
+static const char *const recipe_keys[] = {"version",   "scheme",       "method",     "bits",      "group_size",
+                                          "symmetric", "act_order",    "sequential", "damp",      "drift",
+                                          "refine",    "scale_search", "literature", "overrides", NULL};
 
 enum { KEY_MATCH, KEY_OVERRIDE_BITS, KEY_OVERRIDE_GROUP_SIZE, KEY_OVERRIDE_METHOD, KEY_SKIP };
 static const char *const override_keys[] = {"match", "bits", "group_size", "method", "skip", NULL};
