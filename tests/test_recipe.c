@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "calib/recipe.h"
+#include "host/fault.h"
 #include "host/file.h"
 #include "host/status.h"
 
@@ -293,6 +294,37 @@ static void files_that_are_no_recipe(void **state) {
     assert_ok(ql_dir_remove(dir));
 }
 
+/* The n-th allocation of our own fails, for every n; libyaml's own are not ours to fail. */
+static void every_failed_allocation_is_an_error(void **state) {
+    (void)state;
+#ifdef QL_FAULTS
+    for (int n = 1;; n++) {
+        char setting[32], *yaml;
+        recipe r;
+        snprintf(setting, sizeof setting, "malloc:%d:once", n);
+        ql_arena *fresh, *outer = arena;
+        assert_ok(ql_arena_open(NULL, &fresh));
+        arena = fresh;
+        ql_fault_set(setting);
+        ql_status status = parse(full, &r);
+        if (status == QL_OK) status = recipe_yaml(&r, fresh, &yaml);
+        bool reached = ql_fault_passages() >= n;
+        ql_fault_set(NULL);
+        arena = outer;
+        ql_arena_close(fresh);
+        if (!reached) {
+            assert_int_equal(status, QL_OK);
+            assert_true(n > 2);
+            return;
+        }
+        assert_int_equal(status, QL_NOMEM);
+    }
+#else
+    print_message("skipped: built without fault injection\n");
+    skip();
+#endif
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_key_arrives),
@@ -304,6 +336,7 @@ int main(void) {
         cmocka_unit_test(hostile_recipes_end_within_a_second),
         cmocka_unit_test(catastrophic_regex_is_an_error),
         cmocka_unit_test(files_that_are_no_recipe),
+        cmocka_unit_test(every_failed_allocation_is_an_error),
     };
     return cmocka_run_group_tests(tests, open_arena, close_arena);
 }
