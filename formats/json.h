@@ -13,6 +13,15 @@
 ql_status ql_json_parse(const char *place, const char *text, size_t size, json_t **document);
 ql_status ql_json_load(const char *path, size_t limit, json_t **document);
 
+/* For readers of texts too large for a tree.  survey: one pass that builds nothing, refuses depth beyond 64 and counts the
+ * members of the top-level object (at least as many as there are).  prefix: the value of any type at the start of `text`, and
+ * how many bytes it takes; its depth must have been surveyed. */
+ql_status ql_json_survey(const char *place, const char *text, size_t size, size_t *members);
+ql_status ql_json_prefix(const char *place, const char *text, size_t size, json_t **value, size_t *used);
+
+/* "a string", "an integer"...; NULL is "missing".  For messages. */
+const char *ql_json_type_name(const json_t *value);
+
 ql_status ql_json_int(const json_t *object, const char *place, const char *key, int64_t least, int64_t most,
                       int64_t *value);
 ql_status ql_json_real(const json_t *object, const char *place, const char *key, double least, double most,
@@ -31,6 +40,9 @@ ql_status ql_json_string_or(const json_t *object, const char *place, const char 
 
 /* QL_FORMAT with a suggestion for the first key of `object` that is not among the `known` ones (NULL-terminated). */
 ql_status ql_json_only_keys(const json_t *object, const char *place, const char *const known[]);
+
+/* json_dumps with these flags (ql_mfree), but sure to fail when memory does. */
+ql_status ql_json_text(const json_t *document, size_t flags, char **text);
 
 /* Sorted keys, compact: the text that fingerprints hash.  And indented by 2 with a final newline, saved through host/file. */
 ql_status ql_json_canonical(const json_t *document, ql_arena *arena, char **text);

@@ -1,5 +1,13 @@
 /* config.json as a struct.  What changes the numerics is either understood here or refused by name, never ignored:
  * an unknown architecture, activation or rope type, a sliding window in an unknown form, mixture-of-experts, logit soft-capping...
+ *
+ * A field is
+ *   understood           parsed; where a config leaves it out, the default of transformers for its model_type holds;
+ *   harmless             on a list (token ids, dropout, generation settings, ...): ignored silently;
+ *   unknown and off      null, false, 0, "", [], {} (or 1 for a multiplier): ignored silently;
+ *   unknown, numeric     its name speaks of the arithmetic (expert, rope, norm, bias, window, scale, cap, attention...): QL_MISMATCH;
+ *   unknown, else        ignored, all of them in one warning: configs carry the notes of many training tools.
+ * Fields of rope_scaling and rope_parameters are numeric without exception.
  */
 #ifndef FORMATS_MODEL_CONFIG_H
 #define FORMATS_MODEL_CONFIG_H
@@ -15,10 +23,10 @@ typedef struct rope_config {
     rope_kind kind;
     double theta, factor;
     double low_freq_factor, high_freq_factor; /* llama3 */
-    double beta_fast, beta_slow,
-        attention_factor;          /* yarn; attention_factor already resolved (0.1 ln(factor) + 1, mscale) */
-    bool truncate;                 /* yarn */
-    int64_t original_max_position; /* 0 if the config has none */
+    double beta_fast, beta_slow;              /* yarn */
+    double attention_factor;                  /* yarn: given, or 0.1 ln(factor) + 1, or from mscale; 1 elsewhere */
+    bool truncate;                            /* yarn */
+    int64_t original_max_position;            /* llama3 and yarn: max_position if the config has none */
 } rope_config;
 
 typedef struct model_config {

@@ -4,7 +4,10 @@
  *   byte 8     {"name": {"dtype": "F16", "shape": [n, k], "data_offsets": [begin, end]}, ..., "__metadata__": {"format": "pt"}}
  *   byte 8+N   data; offsets count from here; the last `end` is the end of the file
  *
- * The reader accepts what the reference reader accepts and refuses what it refuses.  Tensors may be unaligned.
+ * The reader gives the verdicts of the reference reader (safetensors 0.8), with these differences on files that no writer makes;
+ * all are refused here: white space before the first {, duplicate names and metadata keys, a tensor as an array instead of an
+ * object, NUL in names, nesting beyond 64, rank beyond 8, dimensions from 2^63 on.  Tensors may be unaligned.
+ * The header is scanned in place: a listing costs its text and one st_tensor each.
  */
 #ifndef FORMATS_SAFETENSORS_H
 #define FORMATS_SAFETENSORS_H
@@ -18,7 +21,7 @@ enum { ST_MAX_RANK = 8 };
 typedef struct st_tensor {
     const char *name;
     const char *dtype_name; /* as in the file: "BF16", "F8_E4M3", ... */
-    ql_dtype dtype; /* QL_DTYPE_COUNT if qalib has no such type (F8_E4M3, I16-less oddities): listed, not read */
+    ql_dtype dtype;         /* QL_DTYPE_COUNT if qalib has no such type (F8_E4M3, U16...): listed, not understood */
     int rank;
     int64_t shape[ST_MAX_RANK];
     uint64_t begin, size; /* bytes; begin counts from the start of the file */
@@ -28,9 +31,9 @@ typedef struct st_file {
     const char *path;
     st_tensor *tensors; /* in the order of their data */
     int64_t count;
-    json_t *metadata;     /* object of strings, or NULL */
-    uint64_t header_size; /* 8 + N */
-    unsigned char header_sha256[32];
+    json_t *metadata;                /* object of strings, or NULL */
+    uint64_t header_size;            /* 8 + N */
+    unsigned char header_sha256[32]; /* of the N bytes of JSON, padding included */
     ql_source *source;
 } st_file;
 
@@ -40,7 +43,8 @@ void st_close(st_file *file);
 ql_status st_read(const st_file *file, const st_tensor *tensor, void *data); /* tensor->size bytes */
 
 /* Writing: declare all tensors (name, dtype, rank, shape), then put each once, in the order that st_writer_open leaves in
- * `tensors`: by element size descending, then by name, so that every tensor is aligned to its element.
+ * `tensors` (which must live until the end): by element size descending, then by name, so that every tensor is aligned to its
+ * element.  QL_INVALID: wrong order, a name twice, a tensor missing at commit.
  * metadata: object of strings; "format": "pt" is added. */
 typedef struct st_writer st_writer;
 ql_status st_writer_open(const char *path, st_tensor *tensors, int64_t count, const json_t *metadata,

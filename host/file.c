@@ -24,6 +24,7 @@ struct ql_file {
 struct ql_source {
     int fd;
     uint64_t size;
+    struct timespec modified; /* at opening */
     char *path;
 };
 
@@ -170,7 +171,8 @@ ql_status ql_source_open(const char *path, const char *root, ql_source **out) {
     if (fstat(fd, &info) != 0) status = ql_fail_errno("%s", path);
     else if (!S_ISREG(info.st_mode)) status = ql_fail(QL_FORMAT, "%s: not a regular file", path);
     ql_source *source = status == QL_OK ? ql_malloc(sizeof *source) : NULL;
-    if (source) *source = (ql_source){.fd = fd, .size = (uint64_t)info.st_size, .path = strdup(path)};
+    if (source)
+        *source = (ql_source){.fd = fd, .size = (uint64_t)info.st_size, .modified = info.st_mtim, .path = strdup(path)};
     if (source && source->path) {
         *out = source;
         return QL_OK;
@@ -190,6 +192,16 @@ void ql_source_close(ql_source *source) {
 uint64_t ql_source_size(const ql_source *source) { return source->size; }
 const char *ql_source_path(const ql_source *source) { return source->path; }
 
+/* After a read: bytes that somebody wrote meanwhile are no part of the file that was opened. */
+static ql_status check_unchanged(const ql_source *source) {
+    struct stat info;
+    if (fstat(source->fd, &info) != 0) return ql_fail_errno("%s", source->path);
+    if ((uint64_t)info.st_size == source->size && info.st_mtim.tv_sec == source->modified.tv_sec &&
+        info.st_mtim.tv_nsec == source->modified.tv_nsec)
+        return QL_OK;
+    return ql_fail(QL_IO, "%s: changed while it was read", source->path);
+}
+
 ql_status ql_source_read(ql_source *source, void *data, size_t size, uint64_t offset) {
     if (offset > source->size || size > source->size - offset)
         return ql_fail(QL_FORMAT, "%s: bytes %llu to %llu asked for, file has %llu", source->path,
@@ -207,7 +219,7 @@ ql_status ql_source_read(ql_source *source, void *data, size_t size, uint64_t of
         offset += (uint64_t)got;
         size -= (size_t)got;
     }
-    return QL_OK;
+    return check_unchanged(source);
 }
 
 ql_status ql_file_load(const char *path, size_t limit, ql_arena *arena, char **data, size_t *size) {
