@@ -290,6 +290,7 @@ void checkpoint_close(checkpoint *ck) {
     ql_mfree(ck);
 }
 
+const char *checkpoint_root(const checkpoint *ck) { return ck->root; }
 const char *checkpoint_dir(const checkpoint *ck) { return ck->dir; }
 const json_t *checkpoint_config(const checkpoint *ck) { return ck->config; }
 int64_t checkpoint_count(const checkpoint *ck) { return ck->count; }

@@ -15,6 +15,7 @@ ql_status checkpoint_open(const char *dir, checkpoint **out);
 void checkpoint_close(checkpoint *ck); /* NULL is allowed */
 
 const char *checkpoint_dir(const checkpoint *ck);
+const char *checkpoint_root(const checkpoint *ck); /* symlinks may lead anywhere beneath it: `root` of ql_source_open */
 const json_t *checkpoint_config(const checkpoint *ck); /* config.json, parsed */
 
 int64_t checkpoint_count(const checkpoint *ck);

@@ -49,6 +49,9 @@ ql_status st_read(const st_file *file, const st_tensor *tensor, void *data); /* 
 typedef struct st_writer st_writer;
 ql_status st_writer_open(const char *path, st_tensor *tensors, int64_t count, const json_t *metadata,
                          st_writer **writer);
+/* The same in the order given, for tensors that are made one after the other; aligning them is then the caller's care. */
+ql_status st_writer_open_in_order(const char *path, st_tensor *tensors, int64_t count, const json_t *metadata,
+                                  st_writer **writer);
 ql_status st_writer_put(st_writer *writer, const st_tensor *tensor, const void *data);
 ql_status st_writer_commit(st_writer *writer,
                            unsigned char sha256[32]); /* sha256 may be NULL; ends the writer either way */

@@ -34,10 +34,11 @@ static ql_status measure(st_tensor *tensor) {
     return QL_OK;
 }
 
-/* Sorts, and sets begin (from the start of the data) and size of every tensor. */
+static void sort(st_tensor *tensors, int64_t count) { qsort(tensors, (size_t)count, sizeof *tensors, by_element_size); }
+
+/* Sets begin (from the start of the data) and size of every tensor. */
 static ql_status place(st_tensor *tensors, int64_t count, uint64_t *data_size) {
     *data_size = 0;
-    qsort(tensors, (size_t)count, sizeof *tensors, by_element_size);
     for (int64_t i = 0; i < count; i++) {
         QL_TRY(measure(&tensors[i]));
         tensors[i].begin = *data_size;
@@ -115,6 +116,7 @@ ql_status st_file_size(const st_tensor *tensors, int64_t count, const json_t *me
     memcpy(copy, tensors, (size_t)count * sizeof *copy);
     char *header = NULL;
     size_t length = 0;
+    sort(copy, count);
     ql_status status = place(copy, count, size);
     if (status == QL_OK) status = build(copy, count, metadata, &header, &length);
     *size += length;
@@ -137,6 +139,12 @@ static ql_status start_file(const char *path, const st_tensor *tensors, int64_t 
 }
 
 ql_status st_writer_open(const char *path, st_tensor *tensors, int64_t count, const json_t *metadata, st_writer **out) {
+    sort(tensors, count);
+    return st_writer_open_in_order(path, tensors, count, metadata, out);
+}
+
+ql_status st_writer_open_in_order(const char *path, st_tensor *tensors, int64_t count, const json_t *metadata,
+                                  st_writer **out) {
     *out = NULL;
     uint64_t data_size;
     QL_TRY(ql_context(place(tensors, count, &data_size), "%s", path));
