@@ -1,0 +1,49 @@
+/* The output directory: from quantized layers and the source checkpoint to something that a loader takes, or visibly nothing.
+ *
+ *   output *out;
+ *   QL_TRY(output_open(dir, ck, config, &request, &out));     // plans and checks everything, writes nothing yet
+ *   for (layer = 0; ...; layer++)
+ *       QL_TRY(output_layer(out, layer, modules));            // modules[LINEARS]; each layer once, in order
+ *   QL_TRY(output_finish(out, &texts));                       // the rest, then the index, config.json last
+ *   output_close(out);
+ *
+ * The bytes depend on the source, the scheme and the modules alone (report.json and README.md are the caller's text).  While the
+ * directory is incomplete it holds no config.json, but a marker with the job's name: only that job may start over in it.
+ */
+#ifndef CALIB_OUTPUT_H
+#define CALIB_OUTPUT_H
+
+#include "formats/layout.h"
+
+typedef struct output_request {
+    const layout_scheme *scheme; /* NULL: the dequantized result as a plain 16-bit checkpoint */
+    uint64_t shard_size;         /* most bytes of a file; 0: 5e9 */
+    const char *job;             /* names the job (its fingerprint); NULL: the directory must be empty */
+} output_request;
+
+/* Texts that the caller knows.  Any of them may be NULL. */
+typedef struct output_texts {
+    const char *base_model;  /* "org/name"; NULL: derived from the source directory */
+    const char *recipe_yaml; /* recipe.yaml, and shown in the model card */
+    const char *calibration; /* one sentence */
+    const char *metrics;     /* Markdown */
+    const json_t *report;    /* report.json */
+} output_texts;
+
+typedef struct output output;
+
+/* QL_DISK when `dir` is not empty and not an incomplete output of the same job, or when the disk is too small (needed and free
+ * bytes are named); QL_FORMAT when a tensor that is copied holds NaN or infinity.  ck and config must outlive the output. */
+ql_status output_open(const char *dir, const checkpoint *ck, const model_config *config, const output_request *request,
+                      output **out);
+/* Modules by linear_id; those that stay in 16 bits are not looked at. */
+ql_status output_layer(output *out, int64_t layer, const qmodule modules[LINEARS]);
+ql_status output_finish(output *out, const output_texts *texts);
+/* Without a finish the directory stays incomplete.  NULL is allowed. */
+void output_close(output *out);
+
+/* Bytes of all tensors, and of all files as far as they are known before the work. */
+uint64_t output_tensor_bytes(const output *out);
+uint64_t output_disk_bytes(const output *out);
+
+#endif
