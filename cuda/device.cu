@@ -187,6 +187,57 @@ ql_status ql_cuda_sync(ql_ctx *ctx) {
     return QL_OK;
 }
 
+/* ---- indices ------------------------------------------------------------------------------------------------------------- */
+
+static __global__ void find_outside_kernel(const int32_t *row, int64_t count, int64_t low, int64_t limit,
+                                           unsigned long long *first) {
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count && (row[i] < low || row[i] >= limit)) atomicMin(first, (unsigned long long)i);
+}
+
+ql_status ql_cuda_find_outside(ql_cuda *gpu, ql_mat row, int64_t low, int64_t limit, int64_t *index, int32_t *value) {
+    unsigned long long *first;
+    const int32_t *values = (const int32_t *)row.data;
+    QL_TRY(ql_cuda_scratch(gpu, sizeof *first, (void **)&first));
+    CUDA_TRY(cudaMemsetAsync(first, 0xff, sizeof *first, gpu->stream)); /* the largest index, and -1 in *index */
+    LAUNCH(gpu, find_outside_kernel, ql_ceil_div(row.cols, 256), 256, values, row.cols, low, limit, first);
+    CUDA_TRY(cudaMemcpyAsync(index, first, sizeof *index, cudaMemcpyDeviceToHost, gpu->stream));
+    CUDA_TRY(cudaStreamSynchronize(gpu->stream));
+    if (*index >= 0) CUDA_TRY(cudaMemcpy(value, values + *index, sizeof *value, cudaMemcpyDeviceToHost));
+    return QL_OK;
+}
+
+ql_status ql_cuda_check_groups(ql_cuda *gpu, const char *name, const ql_grid *grid, int64_t k) {
+    int64_t at, groups = ql_groups(k, grid->group);
+    int32_t value;
+    if (!ql_is_present(grid->g_idx)) return QL_OK;
+    QL_TRY(ql_cuda_find_outside(gpu, grid->g_idx, 0, groups, &at, &value));
+    if (at < 0) return QL_OK;
+    return ql_fail(QL_INVALID, "%s: g_idx[%lld] is %d, there are %lld groups", name, (long long)at, (int)value,
+                   (long long)groups);
+}
+
+/* The first position whose column is out of range or came before, or -1. */
+static int64_t find_repeated(const int32_t *order, int64_t k, uint8_t *seen) {
+    memset(seen, 0, (size_t)k);
+    for (int64_t p = 0; p < k; p++)
+        if (order[p] < 0 || order[p] >= k || seen[order[p]]++) return p;
+    return -1;
+}
+
+ql_status ql_cuda_check_order(ql_ctx *ctx, const char *name, ql_mat order, int64_t k) {
+    if (!ql_is_present(order)) return QL_OK;
+    int32_t *columns = (int32_t *)ql_malloc((size_t)k * (sizeof *columns + 1));
+    if (!columns) return ql_fail(QL_NOMEM, "%s: no memory for an order of %lld columns", name, (long long)k);
+    ql_status status = ql_cuda_download(ctx, columns, order.data, (size_t)k * sizeof *columns);
+    int64_t at = status == QL_OK ? find_repeated(columns, k, (uint8_t *)(columns + k)) : -1;
+    if (at >= 0)
+        status = ql_fail(QL_INVALID, "%s: order[%lld] is %d, expected a permutation of 0 .. %lld", name, (long long)at,
+                         (int)columns[at], (long long)k - 1);
+    ql_mfree(columns);
+    return status;
+}
+
 /* ---- failures ---------------------------------------------------------------------------------------------------------- */
 
 static bool is_sticky(cudaError_t error) {

@@ -69,6 +69,19 @@ ql_status ql_cuda_product(ql_cuda *gpu, double alpha, ql_mat a, bool trans_a, ql
 ql_status ql_cuda_cholesky(ql_cuda *gpu, ql_mat a);
 ql_status ql_cuda_invert_triangle(ql_cuda *gpu, ql_mat a);
 
+/* a[p][q] <-> a[k-1-q][k-1-p] in the upper triangle, zero below: the triangle of the index-reversed matrix. */
+ql_status ql_cuda_reverse_triangle(ql_cuda *gpu, ql_mat a);
+
+/* The first value of an I32 row outside low .. limit-1 and its index, or index -1.  An index from a file must not become an
+ * address.  Uses the scratch, and waits. */
+ql_status ql_cuda_find_outside(ql_cuda *gpu, ql_mat row, int64_t low, int64_t limit, int64_t *index, int32_t *value);
+
+/* The same for the g_idx of a grid over k inputs, as a failure of the operation `name`; an absent g_idx is in order. */
+ql_status ql_cuda_check_groups(ql_cuda *gpu, const char *name, const ql_grid *grid, int64_t k);
+
+/* A failure if a present order is no permutation of 0 .. k-1. */
+ql_status ql_cuda_check_order(ql_ctx *ctx, const char *name, ql_mat order, int64_t k);
+
 /* ---- failures ------------------------------------------------------------------------------------------------------------- */
 
 ql_status ql_cuda_fault(cudaError_t error, const char *call);
@@ -87,6 +100,10 @@ ql_status ql_cuda_blas_fault(cublasStatus_t status, const char *call);
         if (blas_try_status != CUBLAS_STATUS_SUCCESS) return ql_cuda_blas_fault(blas_try_status, #call);               \
     } while (0)
 
+#ifndef LAUNCH_KERNEL /* tests/emulated_cuda brings its own */
+#define LAUNCH_KERNEL(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
+#endif
+
 /* A grid is one-dimensional; an empty one is legal here, CUDA refuses it. */
 #define LAUNCH(gpu, kernel, blocks, threads, ...)                                                                      \
     do {                                                                                                               \
@@ -95,7 +112,7 @@ ql_status ql_cuda_blas_fault(cublasStatus_t status, const char *call);
             return ql_fail(QL_UNSUPPORTED, "%s: %lld blocks, a CUDA grid has at most %d", #kernel,                     \
                            (long long)launch_blocks, INT32_MAX);                                                       \
         if (launch_blocks > 0) {                                                                                       \
-            kernel<<<(unsigned)launch_blocks, threads, 0, (gpu)->stream>>>(__VA_ARGS__);                               \
+            LAUNCH_KERNEL(kernel, (unsigned)launch_blocks, threads, (gpu)->stream, __VA_ARGS__);                       \
             CUDA_TRY_AS(cudaGetLastError(), #kernel);                                                                  \
         }                                                                                                              \
     } while (0)

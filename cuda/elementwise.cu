@@ -1,4 +1,4 @@
-/* Operations on single elements: embedding, rotary embedding, SwiGLU, addition, conversion, search for what is not finite.
+/* Operations on single elements: embedding, SwiGLU, addition, conversion, search for what is not finite.
  *
  * One block per row, its threads side by side along the columns: loads coalesce, and no element needs a division to find its
  * row.  All are limited by memory; vector loads would help rows that are aligned, which views need not be.
@@ -17,31 +17,14 @@ static __global__ void embed_kernel(ql_mat table, ql_mat ids, ql_mat x) {
 
 ql_status ql_cuda_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x) {
     ql_cuda *gpu;
+    int64_t at;
+    int32_t id;
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(ql_cuda_find_outside(gpu, ids, 0, table.rows, &at, &id));
+    if (at >= 0)
+        return ql_fail(QL_INVALID, "embed: ids[%lld] is %d, the table has %lld rows", (long long)at, (int)id,
+                       (long long)table.rows);
     LAUNCH(gpu, embed_kernel, x.rows, THREADS, table, ids, x);
-    return QL_OK;
-}
-
-/* ---- rotary embedding: element i of a head turns with element i + d/2 -------------------------------------------------- */
-
-static __global__ void rope_kernel(ql_mat x, ql_mat position, ql_mat cos, ql_mat sin) {
-    int64_t half = cos.cols, pairs = x.cols / 2, at = row_of<int32_t>(position, 0)[blockIdx.x];
-    const float *c = row_of<float>(cos, at), *s = row_of<float>(sin, at);
-    float *row = row_of<float>(x, blockIdx.x);
-    for (int64_t p = threadIdx.x; p < pairs; p += THREADS) {
-        int64_t head = p / half, i = p % half;
-        float *a = row + head * 2 * half + i, *b = a + half;
-        float first = *a, second = *b;
-        *a = first * c[i] - second * s[i];
-        *b = second * c[i] + first * s[i];
-    }
-}
-
-ql_status ql_cuda_rope(ql_ctx *ctx, ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin) {
-    (void)heads; /* x.cols / (2 cos.cols), checked at the door */
-    ql_cuda *gpu;
-    QL_TRY(ql_cuda_use(ctx, &gpu));
-    LAUNCH(gpu, rope_kernel, x.rows, THREADS, x, position, cos, sin);
     return QL_OK;
 }
 
@@ -89,8 +72,8 @@ static __device__ void store_float(ql_mat mat, int64_t row, int64_t col, double 
     switch (mat.dtype) {
     case QL_F64: row_of<double>(mat, row)[col] = x; return;
     case QL_F32: row_of<float>(mat, row)[col] = (float)x; return;
-    case QL_F16: row_of<uint16_t>(mat, row)[col] = ql_f32_to_f16((float)x); return;
-    default: row_of<uint16_t>(mat, row)[col] = ql_f32_to_bf16((float)x); return;
+    case QL_F16: row_of<uint16_t>(mat, row)[col] = ql_f32_to_f16(ql_f64_to_odd(x)); return;
+    default: row_of<uint16_t>(mat, row)[col] = ql_f32_to_bf16(ql_f64_to_odd(x)); return;
     }
 }
 

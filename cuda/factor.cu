@@ -23,17 +23,23 @@ static __global__ void gather_kernel(ql_mat h, ql_mat order, double shift, ql_ma
 }
 
 /* Of each pair of mirrored elements, the one that comes first in the order of rows swaps both. */
-static __global__ void reverse_kernel(ql_mat r) {
-    int64_t p = blockIdx.x, k = r.cols;
-    float *row = row_of<float>(r, p);
+template <typename T> static __global__ void reverse_kernel(ql_mat a) {
+    int64_t p = blockIdx.x, k = a.cols;
+    T *row = row_of<T>(a, p);
     for (int64_t q = threadIdx.x; q < k; q += THREADS) {
         if (q < p) row[q] = 0;
         else if (p + q < k - 1) {
-            float *mirror = row_of<float>(r, k - 1 - q) + k - 1 - p, value = row[q];
+            T *mirror = row_of<T>(a, k - 1 - q) + k - 1 - p, value = row[q];
             row[q] = *mirror;
             *mirror = value;
         }
     }
+}
+
+ql_status ql_cuda_reverse_triangle(ql_cuda *gpu, ql_mat a) {
+    if (a.dtype == QL_F64) LAUNCH(gpu, reverse_kernel<double>, a.rows, THREADS, a);
+    else LAUNCH(gpu, reverse_kernel<float>, a.rows, THREADS, a);
+    return QL_OK;
 }
 
 /* ---- cuSOLVER ------------------------------------------------------------------------------------------------------------------ */
@@ -139,8 +145,8 @@ ql_status ql_cuda_invert_triangle(ql_cuda *gpu, ql_mat a) {
 ql_status ql_cuda_factor(ql_ctx *ctx, ql_mat h, ql_mat order, double shift, ql_mat r) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(ql_cuda_check_order(ctx, "factor", order, r.cols));
     LAUNCH(gpu, gather_kernel, r.rows, THREADS, h, order, shift, r);
     QL_TRY(ql_cuda_cholesky(gpu, r));
-    LAUNCH(gpu, reverse_kernel, r.rows, THREADS, r);
-    return QL_OK;
+    return ql_cuda_reverse_triangle(gpu, r);
 }

@@ -60,6 +60,8 @@ ql_status ql_cuda_gptq(ql_ctx *ctx, ql_mat w, ql_mat r, ql_mat order, const ql_g
     size_t bytes = 0, errors_at = ql_cuda_piece(&bytes, (size_t)(n * k) * sizeof(float));
     size_t sums_at = ql_cuda_piece(&bytes, (size_t)(n * BLOCK) * sizeof(float));
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(ql_cuda_check_order(ctx, "gptq", order, k));
+    QL_TRY(ql_cuda_check_groups(gpu, "gptq", grid, k));
     QL_TRY(ql_cuda_scratch(gpu, bytes, (void **)&scratch));
     solver s = {w, r, order, codes, *grid};
     s.errors = ql_mat_of(scratch + errors_at, QL_F32, n, k);

@@ -156,7 +156,13 @@ static __global__ void nll_kernel(ql_mat logits, const int32_t *target, double *
 
 ql_status ql_cuda_nll(ql_ctx *ctx, ql_mat logits, ql_mat target, ql_mat nll) {
     ql_cuda *gpu;
+    int64_t at;
+    int32_t value;
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(ql_cuda_find_outside(gpu, target, INT32_MIN, logits.cols, &at, &value));
+    if (at >= 0)
+        return ql_fail(QL_INVALID, "nll: target[%lld] is %d, there are %lld logits", (long long)at, (int)value,
+                       (long long)logits.cols);
     LAUNCH(gpu, nll_kernel, logits.rows, THREADS, logits, (const int32_t *)target.data, (double *)nll.data);
     return QL_OK;
 }
@@ -170,7 +176,8 @@ static __global__ void kld_kernel(ql_mat base, ql_mat logits, double *kld, uint8
     double p_total = log_total(p, v, p_top.value, sums), q_total = log_total(q, v, q_top.value, sums), sum = 0;
     for (int64_t j = threadIdx.x; j < v; j += THREADS) {
         double log_p = (double)p[j] - p_top.value - p_total, log_q = (double)q[j] - q_top.value - q_total;
-        sum += exp(log_p) * (log_p - log_q);
+        double share = exp(log_p);
+        sum += share > 0 ? share * (log_p - log_q) : share; /* 0 log 0 = 0; NaN stays */
     }
     sum = block_sum<WARPS>(sum, sums);
     if (threadIdx.x) return;

@@ -35,6 +35,7 @@ ql_status ql_cuda_qgemm(ql_ctx *ctx, ql_mat x, const ql_qweight *w, ql_mat bias,
     float *scratch;
     int64_t step = tile_rows(w->n, w->k);
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(ql_cuda_check_groups(gpu, "qgemm", &w->grid, w->k));
     QL_TRY(ql_cuda_scratch(gpu, (size_t)(step * w->k) * sizeof *scratch, (void **)&scratch));
     for (int64_t first = 0; first < w->n; first += step) {
         int64_t rows = w->n - first < step ? w->n - first : step;

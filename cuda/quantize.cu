@@ -19,6 +19,7 @@ static __global__ void quantize_kernel(ql_mat w, ql_grid grid, ql_mat codes) {
 ql_status ql_cuda_quantize(ql_ctx *ctx, ql_mat w, const ql_grid *grid, ql_mat codes) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(ql_cuda_check_groups(gpu, "quantize", grid, w.cols));
     LAUNCH(gpu, quantize_kernel, w.rows, THREADS, w, *grid, codes);
     return QL_OK;
 }
@@ -36,6 +37,7 @@ static __global__ void dequantize_kernel(ql_mat codes, ql_grid grid, ql_mat w) {
 ql_status ql_cuda_dequantize(ql_ctx *ctx, ql_mat codes, const ql_grid *grid, ql_mat w) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(ql_cuda_check_groups(gpu, "dequantize", grid, w.cols));
     LAUNCH(gpu, dequantize_kernel, w.rows, THREADS, codes, *grid, w);
     return QL_OK;
 }

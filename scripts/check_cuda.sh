@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Every CUDA file compiles for sm_80 and sm_90a without warnings, spills or local memory.  Prints per kernel the registers and the
+# shared memory in bytes; exit 1 if a kernel keeps anything in local memory, 0 without nvcc (said in one line).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+command -v nvcc >/dev/null || [ ! -x /usr/local/cuda/bin/nvcc ] || export PATH="$PATH:/usr/local/cuda/bin"
+command -v nvcc >/dev/null || { echo "cuda: skipped, no nvcc"; exit 0; }
+
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+compile() { # FILE ARCH: the flags of CMakeLists.txt
+    nvcc -std=c++17 -O2 -DQL_CUDA -D_GNU_SOURCE -I. -fmad=false --expt-relaxed-constexpr -Werror=all-warnings -arch="$2" \
+        -Xptxas=-v,-warn-spills -cubin -o "$3/$(basename "$1").$2.cubin" "$1" >"$3/$(basename "$1").$2.log" 2>&1 ||
+        { cat "$3/$(basename "$1").$2.log"; exit 255; } # 255 stops xargs
+}
+export -f compile
+for file in cuda/*.cu; do printf '%s sm_80\n%s sm_90a\n' "$file" "$file"; done |
+    xargs -P "$(nproc)" -L 1 bash -c 'compile "$1" "$2" "$0"' "$out"
+
+for arch in sm_80 sm_90a; do
+    for log in "$out"/*."$arch".log; do
+        file=$(basename "$log" ".$arch.log")
+        c++filt <"$log" | awk -v file="$file" -v arch="$arch" '
+            /Compiling entry function/ { sub(/^[^\047]*\047/, ""); sub(/\(.*|\047.*/, ""); sub(/^void /, ""); kernel = $0 }
+            /bytes stack frame/ { stack = $1; spill = $5 + $9 }
+            /Used [0-9]+ registers/ {
+                match($0, /[0-9]+ registers/); registers = substr($0, RSTART) + 0
+                shared = match($0, /[0-9]+ bytes smem/) ? substr($0, RSTART) + 0 : 0
+                note = stack + spill ? "  LOCAL MEMORY: " stack " bytes of stack, " spill " spilled" : ""
+                printf "%-8s %-14s %-40s %4d registers %6d shared%s\n", arch, file, kernel, registers, shared, note
+            }'
+    done
+done >"$out/table"
+cat "$out/table"
+if grep -q 'LOCAL MEMORY' "$out/table"; then
+    echo "cuda: kernels above use local memory"
+    exit 1
+fi
+echo "cuda: $(wc -l <"$out/table") kernels for two architectures, no spills, no local memory"
