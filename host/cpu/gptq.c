@@ -1,99 +1,141 @@
-/* GPTQ on fixed grids (CPU).  With H' = R R^T in the order of the columns and e = w - dequantized, the loss is |e R|^2, and
+/* GPTQ on fixed grids.   w [n][k], r [k][k] upper triangular, codes [n][k]
  *
- *   (e R)_p = R[p][p] e_p + sum_{p' < p} e_p' R[p'][p]
+ * With P H P^T = R R^T in the order of the columns and e = w - dequantized, the loss of a row is |e R|^2, and
  *
- * is smallest, given the columns before, when w_p plus that sum over R[p][p] is rounded: the same as the original recursion
- * through the Cholesky factor of H^-1, without an inverse.  Columns go in blocks of 128: what all earlier blocks contribute is one
- * matrix product, inside a block column follows column.  Rows are independent: threads share panels of fixed height, transposed
- * inside a block so that the inner loops run over rows. */
+ *   (e R)_p = R[p][p] e_p + sum_p,   sum_p = sum_{p' < p} e_p' R[p'][p]
+ *
+ * is smallest, given the columns before, when w_p + sum_p / R[p][p] is rounded: the same as the original recursion through the
+ * Cholesky factor of H^-1, without an inverse.
+ *
+ * Positions are solved by halves: the left half, then sum += e[left] R[left][right], one matrix product, then the right half.  So
+ * nearly all work is in large products, whatever k.  The smallest pieces go column by column.  Rows are independent: threads share
+ * panels of rows of fixed height, so the bits do not depend on their number.  A panel lies transposed, and loops run over its rows.
+ */
 #include <omp.h>
+#include <string.h>
 
 #include "host/cpu/blas.h"
-#include "host/mat.h"
-#include "host/mem.h"
+#include "host/cpu/groups.h"
 #include "host/num.h"
 #include "host/ops.h"
 
-enum { PANEL = 64, BLOCK = 128 };
+/* PANEL: high enough for products at full speed, low enough that 1024 rows feed 16 threads.  LEAF: below, a product costs more than
+ * the loop.  Measured: perf/LOG.md, "solver". */
+enum { PANEL = 128, LEAF = 32 };
 
 typedef struct problem {
-    ql_mat w, r, codes;
-    const int32_t *order;
+    ql_mat w, r, order, codes;
     const ql_grid *grid;
 } problem;
 
-/* One thread's buffers. */
+/* One thread's rows, transposed. */
 typedef struct panel {
-    float *error;                           /* [PANEL][k], in the order of the positions */
-    float *early;                           /* [PANEL][BLOCK]: what earlier blocks contribute */
-    float (*sum)[PANEL], (*error_t)[PANEL]; /* [BLOCK][PANEL] */
+    int64_t first, rows;
+    float (*sum)[PANEL];   /* [k] by position: sum_p, and once position p is rounded, e_p */
+    float (*scale)[PANEL]; /* [G] */
+    float (*zero)[PANEL];  /* [G] */
+    float (*w)[PANEL];     /* [LEAF] */
+    uint8_t (*codes)[PANEL];
 } panel;
 
-static int64_t column_at(const problem *p, int64_t position) { return p->order ? p->order[position] : position; }
-
-static int64_t group_of(const problem *p, int64_t column) {
-    return ql_is_present(p->grid->g_idx) ? ((const int32_t *)p->grid->g_idx.data)[column] : column / p->grid->group;
+static size_t panel_bytes(int64_t k, int64_t groups) {
+    return (size_t)((k + 2 * groups + LEAF) * PANEL) * sizeof(float) + LEAF * PANEL;
 }
 
-/* early = error[:, 0 .. begin) R[0 .. begin, begin .. begin + width) */
-static void sum_earlier_blocks(const problem *p, int64_t rows, int64_t begin, int64_t width, panel *t) {
-    const int m = (int)width, n = (int)rows, k = (int)begin, ldr = (int)p->r.ld, lde = (int)p->w.cols, ldo = BLOCK;
-    const float one = 1, zero = 0;
-    sgemm_("N", "N", &m, &n, &k, &one, (const float *)p->r.data + begin, &ldr, t->error, &lde, &zero, t->early, &ldo);
-    for (int64_t j = 0; j < width; j++)
-        for (int64_t i = 0; i < rows; i++) t->sum[j][i] = begin ? t->early[i * BLOCK + j] : 0.0f;
+/* Rows that the last panel does not have are zeros on a grid of scale 1: they stay zero and are not stored. */
+static panel open_panel(const problem *p, int64_t first, void *memory) {
+    int64_t k = p->w.cols, groups = ql_groups(k, p->grid->group);
+    panel t = {first, p->w.rows - first < PANEL ? p->w.rows - first : PANEL, memory, NULL, NULL, NULL, NULL};
+    t.scale = t.sum + k, t.zero = t.scale + groups, t.w = t.zero + groups, t.codes = (void *)(t.w + LEAF);
+    memset(t.sum, 0, (size_t)k * sizeof *t.sum);
+    memset(t.w, 0, LEAF * sizeof *t.w);
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t i = 0; i < PANEL; i++) {
+            int64_t row = first + i;
+            t.scale[g][i] = i < t.rows ? ((const float *)p->grid->scale.data)[row * p->grid->scale.ld + g] : 1.0f;
+            t.zero[g][i] = i < t.rows ? ((const uint8_t *)p->grid->zero.data)[row * p->grid->zero.ld + g] : 0.0f;
+        }
+    return t;
 }
 
-/* Rounds one column for all rows of the panel; e goes to error_t. */
-static void round_column(const problem *p, int64_t first, int64_t rows, int64_t column, float pivot, const float *sum,
-                         float *e) {
-    int64_t g = group_of(p, column);
-    int maxq = (1 << p->grid->bits) - 1;
-    const float *w = (const float *)p->w.data + first * p->w.ld + column;
-    const float *scale = (const float *)p->grid->scale.data + first * p->grid->scale.ld + g;
-    const uint8_t *zero = (const uint8_t *)p->grid->zero.data + first * p->grid->zero.ld + g;
-    uint8_t *codes = (uint8_t *)p->codes.data + first * p->codes.ld + column;
-    for (int64_t i = 0; i < rows; i++) {
-        float s = scale[i * p->grid->scale.ld], value = w[i * p->w.ld];
-        int z = zero[i * p->grid->zero.ld], code = ql_encode(value + sum[i] / pivot, s, z, maxq);
-        codes[i * p->codes.ld] = (uint8_t)code;
-        e[i] = value - ql_decode(code, s, z);
+static void load_weights(const problem *p, panel *t, int64_t begin, int64_t width) {
+    for (int64_t i = 0; i < t->rows; i++) {
+        const float *row = (const float *)p->w.data + (t->first + i) * p->w.ld;
+        for (int64_t j = 0; j < width; j++) t->w[j][i] = row[ql_column_at(p->order, begin + j)];
     }
 }
 
-static void solve_block(const problem *p, int64_t first, int64_t rows, int64_t begin, int64_t width, panel *t) {
+static void store_codes(const problem *p, const panel *t, int64_t begin, int64_t width) {
+    for (int64_t i = 0; i < t->rows; i++) {
+        uint8_t *row = (uint8_t *)p->codes.data + (t->first + i) * p->codes.ld;
+        for (int64_t j = 0; j < width; j++) row[ql_column_at(p->order, begin + j)] = t->codes[j][i];
+    }
+}
+
+/* One column of the panel: its sums become its errors. */
+static void round_column(const float *restrict w, const float *restrict scale, const float *restrict zero, float pivot,
+                         int maxq, float *restrict sum, uint8_t *restrict codes) {
+    for (int i = 0; i < PANEL; i++) {
+        int code = ql_encode(w[i] + sum[i] / pivot, scale[i], (int)zero[i], maxq);
+        codes[i] = (uint8_t)code;
+        sum[i] = w[i] - ql_decode(code, scale[i], (int)zero[i]);
+    }
+}
+
+static void feed_back(const float *restrict error, float r, float *restrict sum) {
+    for (int i = 0; i < PANEL; i++) sum[i] = fmaf(error[i], r, sum[i]);
+}
+
+static void solve_leaf(const problem *p, panel *t, int64_t begin, int64_t width) {
+    float(*sum)[PANEL] = t->sum + begin;
+    load_weights(p, t, begin, width);
     for (int64_t j = 0; j < width; j++) {
         const float *r = (const float *)p->r.data + (begin + j) * p->r.ld + begin;
-        float *e = t->error_t[j];
-        round_column(p, first, rows, column_at(p, begin + j), r[j], t->sum[j], e);
-        for (int64_t later = j + 1; later < width; later++)
-            for (int64_t i = 0; i < rows; i++) t->sum[later][i] += e[i] * r[later];
+        int64_t group = ql_group_of(p->grid, ql_column_at(p->order, begin + j));
+        round_column(t->w[j], t->scale[group], t->zero[group], r[j], (1 << p->grid->bits) - 1, sum[j], t->codes[j]);
+        for (int64_t later = j + 1; later < width; later++) feed_back(sum[j], r[later], sum[later]);
     }
-    for (int64_t j = 0; j < width; j++)
-        for (int64_t i = 0; i < rows; i++) t->error[i * p->w.cols + begin + j] = t->error_t[j][i];
+    store_codes(p, t, begin, width);
 }
 
-static void solve_panel(const problem *p, int64_t first, int64_t rows, panel *t) {
-    for (int64_t begin = 0; begin < p->w.cols; begin += BLOCK) {
-        int64_t width = p->w.cols - begin < BLOCK ? p->w.cols - begin : BLOCK;
-        sum_earlier_blocks(p, rows, begin, width, t);
-        solve_block(p, first, rows, begin, width, t);
+/* sum[right] += e[left] R[left][right]; row-major, transposed: sum [right][PANEL] += R^T [right][left] e [left][PANEL]. */
+static void multiply_halves(const problem *p, panel *t, int64_t begin, int64_t left, int64_t right) {
+    const int rows = PANEL, cols = (int)right, depth = (int)left, ldr = (int)p->r.ld;
+    const float one = 1, *r = (const float *)p->r.data + begin * p->r.ld + begin + left;
+    sgemm_("N", "T", &rows, &cols, &depth, &one, t->sum[begin], &rows, r, &ldr, &one, t->sum[begin + left], &rows);
+}
+
+static void solve(const problem *p, panel *t, int64_t begin, int64_t width) {
+    if (width <= LEAF) {
+        solve_leaf(p, t, begin, width);
+        return;
     }
+    int64_t left = ql_ceil_div(ql_ceil_div(width, LEAF), 2) * LEAF, right = width - left;
+    solve(p, t, begin, left);
+    multiply_halves(p, t, begin, left, right);
+    solve(p, t, begin + left, right);
+}
+
+static ql_status solve_rows(ql_ctx *ctx, const problem *p, ql_arena *scratch) {
+    int64_t k = p->w.cols;
+    size_t bytes = panel_bytes(k, ql_groups(k, p->grid->group));
+    char *memory;
+    QL_TRY(ql_cpu_check_groups("gptq", p->grid, k));
+    QL_TRY(ql_cpu_check_order("gptq", p->order, k, scratch));
+    QL_TRY(ql_take(scratch, (size_t)ctx->threads, bytes, &memory));
+#pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
+    for (int64_t first = 0; first < p->w.rows; first += PANEL) {
+        panel t = open_panel(p, first, memory + bytes * (size_t)omp_get_thread_num());
+        solve(p, &t, 0, k);
+    }
+    return QL_OK;
 }
 
 ql_status ql_cpu_gptq(ql_ctx *ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes) {
-    const problem p = {w, r, codes, order.data, grid};
-    size_t per_thread = PANEL * ((size_t)w.cols + 3 * BLOCK);
-    float *buffers = ql_malloc(per_thread * (size_t)ctx->threads * sizeof *buffers);
-    if (!buffers)
-        return ql_fail(QL_NOMEM, "gptq: no memory for %d panels of %lld columns", ctx->threads, (long long)w.cols);
-#pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
-    for (int64_t first = 0; first < w.rows; first += PANEL) {
-        float *mine = buffers + per_thread * (size_t)omp_get_thread_num();
-        panel t = {mine + 3 * PANEL * BLOCK, mine, (float(*)[PANEL])(mine + PANEL * BLOCK),
-                   (float(*)[PANEL])(mine + 2 * PANEL * BLOCK)};
-        solve_panel(&p, first, w.rows - first < PANEL ? w.rows - first : PANEL, &t);
-    }
-    ql_mfree(buffers);
-    return QL_OK;
+    const problem p = {w, r, order, codes, grid};
+    ql_arena *scratch;
+    QL_TRY(ql_arena_open(NULL, &scratch));
+    ql_status status = solve_rows(ctx, &p, scratch);
+    ql_arena_close(scratch);
+    return status;
 }
