@@ -7,6 +7,7 @@
 #include "calib/output.h"
 #include "calib/verify.h"
 #include "formats/json.h"
+#include "host/fault.h"
 #include "host/mat.h"
 #include "tests/tiny_model.h"
 
@@ -131,6 +132,34 @@ static void source_itself_is_a_good_dense_directory(void **state) {
 static void missing_directory_is_a_failure(void **state) {
     (void)state;
     assert_refused(verify_directory(target, NULL, arena, &result), QL_MISSING, "out");
+}
+
+/* What verify could not read or hold is an error of its own, never a clean bill. */
+static void faults_are_failures_not_findings(void **state) {
+    (void)state;
+#ifndef QL_FAULTS
+    print_message("skipped: built without fault injection\n");
+    skip();
+#else
+    static const char *const sites[] = {"open", "read"}; /* malloc: in the families of the parsers */
+    produce(&asymmetric, &asymmetric);
+    for (size_t s = 0; s < sizeof sites / sizeof *sites; s++) {
+        bool reached = true;
+        for (long n = 1; reached; n += 1 + n / 4) {
+            char setting[64];
+            ql_arena *fresh;
+            snprintf(setting, sizeof setting, "%s:%ld:once", sites[s], n);
+            assert_ok(ql_arena_open(NULL, &fresh));
+            ql_fault_set(setting);
+            ql_status status = verify_directory(target, source, fresh, &result);
+            reached = ql_fault_passages() >= n;
+            ql_fault_set(NULL);
+            if ((status == QL_OK) == reached) fail_msg("%s: %s", setting, ql_status_name(status));
+            if (status == QL_OK) assert_int_equal(result.findings, 0);
+            ql_arena_close(fresh);
+        }
+    }
+#endif
 }
 
 /* ---- hashes ---------------------------------------------------------------------------------------------------------------------------- */
@@ -345,6 +374,7 @@ int main(void) {
         TEST(good_directories_have_no_findings),
         TEST(source_itself_is_a_good_dense_directory),
         TEST(missing_directory_is_a_failure),
+        TEST(faults_are_failures_not_findings),
         TEST(one_flipped_bit_in_any_file_is_found),
         TEST(damaged_sums_are_found),
         TEST(missing_and_extra_files),
