@@ -27,6 +27,9 @@ ql_status tokens_read(const char *path, ql_arena *arena, token_file *out);
 /* For scripts and tests: writes rows of `ids` (start as above) with padding to seq_len. */
 ql_status tokens_write(const char *path, const token_file *tokens, const char *source, int64_t seed);
 
+/* SHA-256 of tokenizer.json, else of tokenizer.model, in hex; "" if the directory has neither. */
+ql_status tokens_tokenizer_sha256(const char *model_dir, char hex[65]);
+
 /* Compares with a model directory: vocab of the model, tokenizer hash (tokenizer.json, else tokenizer.model).  A different hash
  * is QL_FORMAT; an empty one or a model without tokenizer is one warning. */
 ql_status tokens_check_model(const token_file *tokens, const char *path, const char *model_dir, int64_t model_vocab);
