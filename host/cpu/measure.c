@@ -50,13 +50,19 @@ ql_status ql_cpu_nll(ql_ctx *ctx, ql_mat logits, ql_mat target, ql_mat nll) {
     return QL_OK;
 }
 
-/* With both rows shifted by their own log-sum-exp, what remains is the sum of p (log p - log q). */
+/* With both rows shifted by their own log-sum-exp, what remains is the sum of p (log p - log q), where p = 0 adds nothing even if
+ * log q is infinite.  In one loop the compiler turns "p is 0" into a branch on the range of exp and vectorizes nothing. */
 static double divergence(const float *base, double base_norm, const float *logits, double norm, int64_t v) {
-    double sum = 0;
+    enum { RUN = 256 };
+    double sum = 0, p[RUN];
+    for (int64_t first = 0; first < v; first += RUN) {
+        int64_t run = v - first < RUN ? v - first : RUN;
+        for (int64_t i = 0; i < run; i++) p[i] = ql_exp_f64(base[first + i] - base_norm);
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < v; i++) {
-        double log_p = base[i] - base_norm, log_q = logits[i] - norm, p = ql_exp_f64(log_p);
-        sum += p > 0 ? p * (log_p - log_q) : p;
+        for (int64_t i = 0; i < run; i++) {
+            double term = p[i] * ((base[first + i] - base_norm) - (logits[first + i] - norm));
+            sum += p[i] == 0 ? 0 : term;
+        }
     }
     return sum;
 }
