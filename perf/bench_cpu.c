@@ -2,6 +2,7 @@
  *
  *   build/cpu/bench_cpu [repeats] [threads]
  *
+ * With one thread, processor time counts instead of wall time: the load of others then stays out of the ratios.
  * One line per case: median GFLOP/s with the 10 and 90 % quantiles, the same for sgemm, and the median of the ratios of neighbours.
  * sgemm has the shape of the case where the case is a dense product (gemm, qgemm); for hessian, loss and attention it has the m
  * of the case and n = k = 1024.  FLOPs are those that the formula needs: hessian m k (k + 1), loss 4 n k^2, attention 4 d per
@@ -25,7 +26,7 @@ static void (*set_blas_threads)(int);
 
 static double seconds(void) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(ql_ctx_threads(ctx) == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 

@@ -6,8 +6,8 @@
 #include "host/mat.h"
 #include "host/ops.h"
 
-/* Large enough that packing both operands (m k + n k copies for m n k products) stays below a few per cent, small enough that
- * 256 tokens times 2048 outputs still feed several threads.  Measured: perf/LOG.md, "gemm tiles". */
+/* Large enough that packing both operands ((m + n) k copies for m n k products) costs a few per cent, small enough that 256 tokens
+ * times 2048 outputs still feed four threads.  Measured: perf/LOG.md, "gemm tiles". */
 enum { TILE_ROWS = 512, TILE_COLS = 512 };
 
 static void fill_with_bias(ql_mat y, const float *bias) {

@@ -11,13 +11,15 @@
 #include "host/num.h"
 #include "host/ops.h"
 
-/* 256: the 36 tiles of k = 2048 still share out among a dozen threads; 512 is no faster.  perf/LOG.md, "hessian tiles". */
-enum { TILE = 256 };
+/* 128 costs a tenth of the rate of 256, but one tile of 256 would leave a narrow layer to one thread.  perf/LOG.md, "hessian tiles". */
+enum { TILE = 256, NARROW = 512, NARROW_TILE = 128 };
+
+static int64_t tile_of(int64_t k) { return k > NARROW ? TILE : NARROW_TILE; }
 
 static int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
 
 static void tile_f32(ql_mat x, int64_t row, int64_t col, ql_mat h) {
-    const int rows = (int)at_most(TILE, h.rows - row), cols = (int)at_most(TILE, h.cols - col);
+    const int rows = (int)at_most(tile_of(h.cols), h.rows - row), cols = (int)at_most(tile_of(h.cols), h.cols - col);
     const int m = (int)x.rows, ldx = (int)x.ld, ldh = (int)h.ld;
     const float one = 1, *a = (const float *)x.data + row, *b = (const float *)x.data + col;
     float *c = (float *)h.data + row * h.ld + col;
@@ -26,7 +28,7 @@ static void tile_f32(ql_mat x, int64_t row, int64_t col, ql_mat h) {
 }
 
 static void tile_f64(ql_mat x, int64_t row, int64_t col, ql_mat h) {
-    const int rows = (int)at_most(TILE, h.rows - row), cols = (int)at_most(TILE, h.cols - col);
+    const int rows = (int)at_most(tile_of(h.cols), h.rows - row), cols = (int)at_most(tile_of(h.cols), h.cols - col);
     const int m = (int)x.rows, ldx = (int)x.ld, ldh = (int)h.ld;
     const double one = 1, *a = (const double *)x.data + row, *b = (const double *)x.data + col;
     double *c = (double *)h.data + row * h.ld + col;
@@ -35,13 +37,13 @@ static void tile_f64(ql_mat x, int64_t row, int64_t col, ql_mat h) {
 }
 
 static void add_products(ql_ctx *ctx, ql_mat x, ql_mat h) {
-    int64_t tiles = ql_ceil_div(h.cols, TILE);
+    int64_t tile = tile_of(h.cols), tiles = ql_ceil_div(h.cols, tile);
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)
     for (int64_t i = 0; i < tiles; i++)
         for (int64_t j = 0; j < tiles; j++) {
             if (j < i) continue;
-            if (h.dtype == QL_F64) tile_f64(x, i * TILE, j * TILE, h);
-            else tile_f32(x, i * TILE, j * TILE, h);
+            if (h.dtype == QL_F64) tile_f64(x, i * tile, j * tile, h);
+            else tile_f32(x, i * tile, j * tile, h);
         }
 }
 

@@ -9,9 +9,9 @@
 #include "host/num.h"
 #include "host/ops.h"
 
-/* Rows of w per panel: four tiles of gemm.c.  At k = 4096 the panel takes 32 MiB; half as many rows starve eight threads when
- * there are only a few hundred tokens. */
-enum { PANEL_ROWS = 2048 };
+/* Rows of w per panel: two tiles of gemm.c.  At k = 4096 the panel takes 16 MiB; with twice as many rows the fresh pages cost more
+ * than the product of a single token.  Measured: perf/LOG.md, "qgemm panel". */
+enum { PANEL_ROWS = 1024 };
 
 static void expand_row(const ql_qweight *w, int64_t row, uint8_t *codes, float *out) {
     const ql_grid *grid = &w->grid;
