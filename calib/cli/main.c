@@ -2,6 +2,8 @@
 #include "calib/cli/cli.h"
 
 static const cli_command *const commands[] = {
+    &cmd_inspect,
+    &cmd_plan,
     &cmd_doctor,
     &cmd_verify,
     NULL,
