@@ -57,7 +57,7 @@ static const struct {
 
 static ql_status fail_no_header(ql_source *source, const char *reason) {
     const char *path = ql_source_path(source);
-    char head[HEAD_SIZE] = {0};
+    char head[HEAD_SIZE + 1] = {0};
     uint64_t size = ql_source_size(source);
     QL_TRY(ql_source_read(source, head, size < HEAD_SIZE ? size : HEAD_SIZE, 0));
     const char *start = head + strspn(head, " \t\r\n");

@@ -290,6 +290,8 @@ static void foreign_files_are_named(void **state) {
         {"{\"error\":\"Entry not found\"}", 27, "a JSON error message"},
         {"\x89HDF\r\n\x1a\n\x00\x00", 10, "an HDF5 file"},
         {"some text of no meaning", 23, "not a safetensors file"},
+        {"                                                                                                    ", 100,
+         "not a safetensors file"}, /* more white space than is looked at */
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         make_file(dir, "model.safetensors", cases[i].bytes, cases[i].size);
