@@ -2,7 +2,7 @@
 #include "calib/cli/cli.h"
 
 static const cli_command *const commands[] = {
-    &cmd_inspect, &cmd_plan, &cmd_doctor, &cmd_verify, NULL,
+    &cmd_quantize, &cmd_eval, &cmd_verify, &cmd_calibrate, &cmd_plan, &cmd_inspect, &cmd_doctor, NULL,
 };
 
 int main(int argc, char **argv) { return cli_main(commands, argc, argv); }

@@ -6,7 +6,7 @@
 
 enum { M = 3, N = 32, K = 64, GROUP = 32, BITS = 8 };
 
-#define CHECK(call)                                                                                                     \
+#define CHECK(call)                                                                                                    \
     do {                                                                                                               \
         if ((call) != QL_OK) {                                                                                         \
             fprintf(stderr, "%s: %s\n", #call, ql_last_error());                                                       \
@@ -31,7 +31,9 @@ int main(void) {
     for (int i = 0; i < N * K; i++) w[i] = (float)((i * 53) % 101) / 101 - 0.5f;
 
     CHECK(ql_ctx_open("cpu", 1, &ctx));
-    ql_qweight q = {N, K, mat(words, QL_I32, N, K * BITS / 32),
+    ql_qweight q = {N,
+                    K,
+                    mat(words, QL_I32, N, K * BITS / 32),
                     {BITS, GROUP, mat(scale, QL_F32, N, K / GROUP), mat(zero, QL_U8, N, K / GROUP), none}};
     CHECK(ql_grid_search(ctx, mat(w, QL_F32, N, K), none, &rule, &q.grid));
     CHECK(ql_quantize(ctx, mat(w, QL_F32, N, K), &q.grid, mat(codes, QL_U8, N, K)));

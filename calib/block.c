@@ -1,0 +1,114 @@
+#include "calib/block.h"
+
+#include <math.h>
+
+#include "host/mat.h"
+
+static ql_status upload_table(ql_ctx *ctx, const float *table, ql_mat to) {
+    return ql_upload(ctx, to.data, table, ql_mat_bytes(to));
+}
+
+static ql_status upload_rope(forward *f, int64_t seq_len, ql_arena *device) {
+    int64_t half = f->config->head_dim / 2;
+    QL_TRY(ql_arena_mat(device, QL_F32, seq_len, half, &f->cos));
+    QL_TRY(ql_arena_mat(device, QL_F32, seq_len, half, &f->sin));
+    ql_arena *host;
+    QL_TRY(ql_arena_open(NULL, &host));
+    float *cos_table, *sin_table;
+    ql_status status = ql_take(host, (size_t)(seq_len * half), sizeof(float), &cos_table);
+    if (status == QL_OK) status = ql_take(host, (size_t)(seq_len * half), sizeof(float), &sin_table);
+    if (status == QL_OK) status = rope_tables(f->config, seq_len, seq_len, cos_table, sin_table);
+    if (status == QL_OK) status = upload_table(f->ctx, cos_table, f->cos);
+    if (status == QL_OK) status = upload_table(f->ctx, sin_table, f->sin);
+    ql_arena_close(host);
+    return status;
+}
+
+ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len, int64_t max_rows, ql_arena *device,
+                       forward *out) {
+    *out = (forward){.ctx = ctx, .config = config};
+    int64_t q_width = config->heads * config->head_dim, kv_width = config->kv_heads * config->head_dim;
+    const struct {
+        ql_mat *mat;
+        int64_t width;
+    } buffers[] = {
+        {&out->norm, config->hidden},
+        {&out->add, config->hidden},
+        {&out->q, q_width},
+        {&out->k, kv_width},
+        {&out->v, kv_width},
+        {&out->attn, q_width},
+        {&out->gate, config->intermediate},
+        {&out->up, config->intermediate},
+    };
+    QL_TRY(upload_rope(out, seq_len, device));
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
+        QL_TRY(ql_arena_mat(device, QL_F32, max_rows, buffers[i].width, buffers[i].mat));
+    return QL_OK;
+}
+
+ql_status linear_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
+    if (ql_is_present(lin->q.codes)) return ql_qgemm(f->ctx, x, &lin->q, lin->bias, y);
+    return ql_gemm(f->ctx, x, lin->w, lin->bias, y);
+}
+
+ql_status block_attn_in(forward *f, const block *b, ql_mat x, ql_mat norm) {
+    return ql_rmsnorm(f->ctx, x, b->norm_in, (float)f->config->rms_eps, norm);
+}
+
+ql_status block_attention(forward *f, const block *b, int64_t layer, const batch *rows, ql_mat norm, ql_mat attn) {
+    const model_config *c = f->config;
+    float eps = (float)c->rms_eps;
+    ql_mat q = ql_rows(f->q, 0, rows->rows), k = ql_rows(f->k, 0, rows->rows), v = ql_rows(f->v, 0, rows->rows);
+    QL_TRY(linear_forward(f, &b->lin[LIN_Q], norm, q));
+    QL_TRY(linear_forward(f, &b->lin[LIN_K], norm, k));
+    QL_TRY(linear_forward(f, &b->lin[LIN_V], norm, v));
+    if (ql_is_present(b->q_norm)) QL_TRY(ql_rmsnorm(f->ctx, q, b->q_norm, eps, q));
+    if (ql_is_present(b->k_norm)) QL_TRY(ql_rmsnorm(f->ctx, k, b->k_norm, eps, k));
+    QL_TRY(ql_rope(f->ctx, q, c->heads, rows->position, f->cos, f->sin));
+    QL_TRY(ql_rope(f->ctx, k, c->kv_heads, rows->position, f->cos, f->sin));
+    const ql_attention_shape shape = {
+        .heads = c->heads,
+        .kv_heads = c->kv_heads,
+        .window = c->sliding_window && c->layer_is_sliding[layer] ? c->sliding_window : 0,
+        .scale = (float)(1.0 / sqrt((double)c->head_dim)),
+    };
+    return ql_attention(f->ctx, q, k, v, &shape, rows->start, rows->n_seq, attn);
+}
+
+/* x += lin(y) */
+static ql_status add_linear(forward *f, const linear *lin, ql_mat y, ql_mat x) {
+    ql_mat add = ql_rows(f->add, 0, x.rows);
+    QL_TRY(linear_forward(f, lin, y, add));
+    return ql_add(f->ctx, x, 1, add);
+}
+
+ql_status block_attn_out(forward *f, const block *b, ql_mat attn, ql_mat x) {
+    return add_linear(f, &b->lin[LIN_O], attn, x);
+}
+
+ql_status block_mlp_in(forward *f, const block *b, ql_mat x, ql_mat norm) {
+    return ql_rmsnorm(f->ctx, x, b->norm_mlp, (float)f->config->rms_eps, norm);
+}
+
+ql_status block_mlp(forward *f, const block *b, ql_mat norm, ql_mat act) {
+    ql_mat up = ql_rows(f->up, 0, norm.rows);
+    QL_TRY(linear_forward(f, &b->lin[LIN_GATE], norm, act));
+    QL_TRY(linear_forward(f, &b->lin[LIN_UP], norm, up));
+    return ql_swiglu(f->ctx, act, up, act);
+}
+
+ql_status block_mlp_out(forward *f, const block *b, ql_mat act, ql_mat x) {
+    return add_linear(f, &b->lin[LIN_DOWN], act, x);
+}
+
+ql_status block_forward(forward *f, const block *b, int64_t layer, const batch *rows, ql_mat x) {
+    ql_mat norm = ql_rows(f->norm, 0, rows->rows), attn = ql_rows(f->attn, 0, rows->rows);
+    ql_mat act = ql_rows(f->gate, 0, rows->rows);
+    QL_TRY(block_attn_in(f, b, x, norm));
+    QL_TRY(block_attention(f, b, layer, rows, norm, attn));
+    QL_TRY(block_attn_out(f, b, attn, x));
+    QL_TRY(block_mlp_in(f, b, x, norm));
+    QL_TRY(block_mlp(f, b, norm, act));
+    return block_mlp_out(f, b, act, x);
+}

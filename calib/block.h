@@ -1,0 +1,48 @@
+/* Forward through one decoder block, in six steps between the points where statistics are collected:
+ *
+ *      x --norm--> [attn_in] --q,k,v, rope, attention--> [attn_out] --o--> + x --norm--> [mlp_in] --gate,up, swiglu--> [mlp_down_in] --down--> + x
+ *
+ * The steps are separate because sequential quantization solves the linears of one point before it goes on to the next.
+ * Rows are valid tokens only: padding never enters.
+ */
+#ifndef CALIB_BLOCK_H
+#define CALIB_BLOCK_H
+
+#include "calib/model.h"
+
+/* Some whole sequences that pass together. */
+typedef struct batch {
+    int64_t first_seq, n_seq, rows;
+    int64_t first_row;    /* of the data set */
+    const int64_t *start; /* host [n_seq + 1], from 0 */
+    ql_mat position;      /* I32 [1][rows], from 0 in each sequence */
+} batch;
+
+/* What a forward pass needs besides weights: rope tables and buffers for the largest batch. */
+typedef struct forward {
+    ql_ctx *ctx;
+    const model_config *config;
+    ql_mat cos, sin;           /* F32 [seq_len][head_dim / 2] */
+    ql_mat norm, q, k, v, add; /* [rows][hidden], [rows][heads * d], [rows][kv_heads * d] x 2, [rows][hidden] */
+    ql_mat attn, gate, up;     /* [rows][heads * d], [rows][intermediate] x 2 */
+} forward;
+
+ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len, int64_t max_rows, ql_arena *device,
+                       forward *out);
+
+/* All matrices have batch->rows rows.  x [rows][hidden] is the residual stream. */
+ql_status block_attn_in(forward *f, const block *b, ql_mat x, ql_mat norm);
+/* k and v (K after RoPE) stay in f->k and f->v until the next call. */
+ql_status block_attention(forward *f, const block *b, int64_t layer, const batch *rows, ql_mat norm, ql_mat attn);
+ql_status block_attn_out(forward *f, const block *b, ql_mat attn, ql_mat x);
+ql_status block_mlp_in(forward *f, const block *b, ql_mat x, ql_mat norm);
+ql_status block_mlp(forward *f, const block *b, ql_mat norm, ql_mat act);
+ql_status block_mlp_out(forward *f, const block *b, ql_mat act, ql_mat x);
+
+/* y = lin(x), dense or quantized, bias included. */
+ql_status linear_forward(forward *f, const linear *lin, ql_mat x, ql_mat y);
+
+/* All six, in place. */
+ql_status block_forward(forward *f, const block *b, int64_t layer, const batch *rows, ql_mat x);
+
+#endif

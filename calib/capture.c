@@ -1,0 +1,73 @@
+#include "calib/capture.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "host/mat.h"
+
+/* Device memory comes as it is: a row of the pattern is uploaded into each row. */
+static ql_status take_filled(ql_ctx *ctx, ql_arena *device, ql_dtype dtype, int64_t rows, int64_t cols, float value,
+                             ql_mat *out) {
+    ql_arena *host;
+    float *row;
+    size_t size = (size_t)cols * ql_dtype_size(dtype);
+    QL_TRY(ql_arena_mat(device, dtype, rows, cols, out));
+    QL_TRY(ql_arena_open(NULL, &host));
+    ql_status status = ql_take(host, size, 1, &row); /* zeroed */
+    for (int64_t i = 0; status == QL_OK && value != 0.0f && i < cols; i++) row[i] = value;
+    for (int64_t r = 0; status == QL_OK && r < rows; r++) status = ql_upload(ctx, ql_rows(*out, r, 1).data, row, size);
+    ql_arena_close(host);
+    return status;
+}
+
+ql_status capture_zeros(ql_ctx *ctx, ql_dtype dtype, int64_t rows, int64_t cols, ql_arena *device, ql_mat *out) {
+    return take_filled(ctx, device, dtype, rows, cols, 0, out);
+}
+
+ql_status capture_open(ql_ctx *ctx, int64_t k, int kinds, ql_dtype precision, ql_arena *device, capture *out) {
+    *out = (capture){.k = k};
+    if (kinds & STATS_HESSIAN) QL_TRY(take_filled(ctx, device, precision, k, k, 0, &out->hessian));
+    if (kinds & STATS_MOMENTS) {
+        QL_TRY(take_filled(ctx, device, QL_F64, 1, k, 0, &out->sum_sq));
+        QL_TRY(take_filled(ctx, device, QL_F64, 1, k, 0, &out->sum_abs));
+        QL_TRY(take_filled(ctx, device, QL_F32, 1, k, INFINITY, &out->min));
+        QL_TRY(take_filled(ctx, device, QL_F32, 1, k, -INFINITY, &out->max));
+    }
+    return kinds & STATS_HIST ? take_filled(ctx, device, QL_U64, 1, STATS_HIST_BINS, 0, &out->hist) : QL_OK;
+}
+
+ql_status capture_add(ql_ctx *ctx, capture *c, ql_mat x) {
+    c->count += (uint64_t)x.rows;
+    if (ql_is_present(c->hessian)) QL_TRY(ql_hessian(ctx, x, c->hessian));
+    if (ql_is_present(c->sum_sq)) QL_TRY(ql_moments(ctx, x, c->sum_sq, c->sum_abs, c->min, c->max));
+    if (ql_is_present(c->hist)) QL_TRY(ql_abs_hist(ctx, x, c->hist));
+    return QL_OK;
+}
+
+static ql_status download_new(ql_ctx *ctx, ql_mat mat, ql_arena *host, void **to) {
+    *to = NULL;
+    if (!ql_is_present(mat)) return QL_OK;
+    QL_TRY(ql_take(host, ql_mat_bytes(mat), 1, to));
+    return ql_download(ctx, *to, mat.data, ql_mat_bytes(mat));
+}
+
+ql_status capture_download(ql_ctx *ctx, const capture *c, ql_arena *host, stats_site *out) {
+    *out = (stats_site){.k = c->k, .count = c->count};
+    const struct {
+        ql_mat mat;
+        void *to;
+    } parts[] = {
+        {c->hessian, &out->hessian}, {c->sum_sq, &out->sum_sq}, {c->sum_abs, &out->sum_abs},
+        {c->min, &out->min},         {c->max, &out->max},       {c->hist, &out->abs_hist},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        QL_TRY(download_new(ctx, parts[i].mat, host, (void **)parts[i].to));
+    return QL_OK;
+}
+
+ql_status capture_upload(ql_ctx *ctx, const stats_site *site, ql_arena *device, capture *out) {
+    *out = (capture){.k = site->k, .count = site->count};
+    if (!site->hessian) return QL_OK;
+    QL_TRY(ql_arena_mat(device, QL_F32, site->k, site->k, &out->hessian));
+    return ql_upload(ctx, out->hessian.data, site->hessian, ql_mat_bytes(out->hessian));
+}

@@ -1,0 +1,129 @@
+#include "calib/data.h"
+
+#include <string.h>
+
+#include "host/log.h"
+#include "host/mat.h"
+
+/* Rows per batch: enough for matrix products to run at full speed, few enough for the buffers of a 70B block on the CPU. */
+enum { BATCH_ROWS = 4096 };
+
+int64_t dataset_batch_size(int64_t seq_len) { return seq_len >= BATCH_ROWS ? 1 : BATCH_ROWS / seq_len; }
+
+static ql_status make_batch(dataset *d, int64_t first_seq, int64_t n_seq, batch *out) {
+    const int64_t *start = d->tokens->start;
+    int64_t *local;
+    QL_TRY(ql_take(d->host, (size_t)n_seq + 1, sizeof *local, &local));
+    for (int64_t s = 0; s <= n_seq; s++) local[s] = start[first_seq + s] - start[first_seq];
+    *out = (batch){
+        .first_seq = first_seq,
+        .n_seq = n_seq,
+        .rows = local[n_seq],
+        .first_row = start[first_seq],
+        .start = local,
+        .position = ql_cols(d->position, start[first_seq], local[n_seq]),
+    };
+    return QL_OK;
+}
+
+static ql_status make_batches(dataset *d) {
+    int64_t size = dataset_batch_size(d->tokens->seq_len), n_seq = d->tokens->n_seq;
+    /* Every dropped sequence splits a batch: room for one more each. */
+    QL_TRY(ql_take(d->host, (size_t)(ql_ceil_div(n_seq, size) + d->skip_limit), sizeof *d->batches, &d->batches));
+    for (int64_t first = 0; first < n_seq; first += size) {
+        batch *b = &d->batches[d->n_batches++];
+        QL_TRY(make_batch(d, first, n_seq - first < size ? n_seq - first : size, b));
+        if (b->rows > d->max_rows) d->max_rows = b->rows;
+    }
+    return QL_OK;
+}
+
+static ql_status upload_positions(dataset *d) {
+    const token_file *t = d->tokens;
+    int32_t *position;
+    ql_mark mark = ql_arena_mark(d->host);
+    QL_TRY(ql_take(d->host, (size_t)t->n_tokens, sizeof *position, &position));
+    for (int64_t s = 0; s < t->n_seq; s++)
+        for (int64_t i = t->start[s]; i < t->start[s + 1]; i++) position[i] = (int32_t)(i - t->start[s]);
+    QL_TRY(ql_upload(d->ctx, d->position.data, position, ql_mat_bytes(d->position)));
+    ql_arena_release(d->host, mark);
+    return QL_OK;
+}
+
+static ql_status take_stream(const dataset *d, const model_config *config, bool with_act, ql_arena *device,
+                             stream *out) {
+    int64_t attn = config->heads * config->head_dim;
+    int64_t width = attn > config->intermediate ? attn : config->intermediate;
+    QL_TRY(ql_arena_mat(device, QL_F32, d->tokens->n_tokens, config->hidden, &out->x));
+    return with_act ? ql_arena_mat(device, QL_F32, d->tokens->n_tokens, width, &out->act) : QL_OK;
+}
+
+ql_status dataset_open(ql_ctx *ctx, const model_config *config, const token_file *tokens, dataset_use use,
+                       ql_arena *device, dataset *out) {
+    *out = (dataset){.ctx = ctx, .tokens = tokens, .skip_limit = tokens->n_seq / 100};
+    QL_TRY(ql_arena_open(NULL, &out->host));
+    ql_status status = ql_arena_mat(device, QL_I32, 1, tokens->n_tokens, &out->position);
+    if (status == QL_OK) status = take_stream(out, config, use != DATASET_WHOLE_BLOCKS, device, &out->rows);
+    if (status == QL_OK && use == DATASET_STEPS_AND_ORIGINAL)
+        status = take_stream(out, config, true, device, &out->original);
+    if (status == QL_OK) status = upload_positions(out);
+    if (status == QL_OK) status = make_batches(out);
+    if (status != QL_OK) dataset_close(out);
+    return status;
+}
+
+void dataset_close(dataset *d) {
+    ql_arena_close(d->host);
+    d->host = NULL;
+}
+
+ql_status dataset_embed(dataset *d, const model *m, ql_arena *device) {
+    ql_mark mark = ql_arena_mark(device);
+    ql_mat table, ids;
+    QL_TRY(model_load_embedding(m, device, &table));
+    QL_TRY(ql_arena_mat(device, QL_I32, 1, d->tokens->n_tokens, &ids));
+    QL_TRY(ql_upload(d->ctx, ids.data, d->tokens->ids, ql_mat_bytes(ids)));
+    QL_TRY(ql_embed(d->ctx, table, ids, d->rows.x));
+    if (ql_is_present(d->original.x)) QL_TRY(ql_embed(d->ctx, table, ids, d->original.x));
+    ql_arena_release(device, mark);
+    return QL_OK;
+}
+
+ql_mat stream_x(const stream *s, const batch *b) { return ql_rows(s->x, b->first_row, b->rows); }
+
+ql_mat stream_act(const stream *s, const batch *b, int64_t width) {
+    return ql_cols(ql_rows(s->act, b->first_row, b->rows), 0, width);
+}
+
+/* Batch i becomes its part before sequence `bad` and its part behind it; either may be empty. */
+static ql_status drop_sequence(dataset *d, int64_t i, int64_t bad) {
+    batch whole = d->batches[i], part[2];
+    int parts = 0;
+    int64_t before = bad, behind = whole.n_seq - bad - 1;
+    if (before > 0) QL_TRY(make_batch(d, whole.first_seq, before, &part[parts++]));
+    if (behind > 0) QL_TRY(make_batch(d, whole.first_seq + bad + 1, behind, &part[parts++]));
+    memmove(&d->batches[i + parts], &d->batches[i + 1], (size_t)(d->n_batches - i - 1) * sizeof *d->batches);
+    memcpy(&d->batches[i], part, (size_t)parts * sizeof *part);
+    d->n_batches += parts - 1;
+    return QL_OK;
+}
+
+ql_status dataset_check(dataset *d, int64_t i, ql_mat values, int64_t layer, const char *where, bool *dropped) {
+    const batch *b = &d->batches[i];
+    int64_t index, bad = 0;
+    *dropped = false;
+    QL_TRY(ql_find_nonfinite(d->ctx, values, &index));
+    if (index < 0) return QL_OK;
+    while (b->start[bad + 1] <= index / values.cols) bad++;
+    int64_t sample = b->first_seq + bad;
+    if (d->n_skipped >= d->skip_limit)
+        return ql_fail(
+            QL_FORMAT,
+            "layer %lld, %s: activations of sample %lld are not finite; %lld of %lld samples may be skipped (1 %%)",
+            (long long)layer, where, (long long)sample, (long long)d->skip_limit, (long long)d->tokens->n_seq);
+    ql_log(QL_WARNING, "layer %lld, %s: activations of sample %lld are not finite; the sample is skipped",
+           (long long)layer, where, (long long)sample);
+    d->n_skipped++;
+    *dropped = true;
+    return drop_sequence(d, i, bad);
+}

@@ -1,0 +1,50 @@
+/* The calibration rows on the device: tokens, the batches they pass in, and the residual stream between blocks.
+ *
+ * Batches hold a fixed number of whole sequences that follows from the row length alone, so that results depend on neither
+ * memory nor threads.
+ */
+#ifndef CALIB_DATA_H
+#define CALIB_DATA_H
+
+#include "calib/block.h"
+#include "formats/tokens.h"
+
+/* The rows on their way through one model. */
+typedef struct stream {
+    ql_mat x; /* F32 [tokens][hidden]: input of the current block */
+    ql_mat
+        act; /* F32 [tokens][max(heads * d, intermediate)]: between the steps of one block; absent where nobody stops there */
+} stream;
+
+typedef struct dataset {
+    ql_ctx *ctx;
+    const token_file *tokens;
+    ql_arena *host;
+    int64_t n_batches, max_rows;
+    batch *batches;
+    int64_t n_skipped, skip_limit; /* sequences that became non-finite, at most 1 % */
+    ql_mat position;               /* I32 [1][tokens] */
+    stream rows;                   /* through the model being made */
+    stream original;               /* through the full-precision model, to measure drift; absent if nobody asks */
+} dataset;
+
+int64_t dataset_batch_size(int64_t seq_len); /* sequences per batch */
+
+/* What a dataset is for: whole blocks at once, step by step, or step by step beside the original. */
+typedef enum dataset_use { DATASET_WHOLE_BLOCKS, DATASET_STEPS, DATASET_STEPS_AND_ORIGINAL } dataset_use;
+ql_status dataset_open(ql_ctx *ctx, const model_config *config, const token_file *tokens, dataset_use use,
+                       ql_arena *device, dataset *out);
+void dataset_close(dataset *d);
+
+/* x of all streams = embedding of the tokens. */
+ql_status dataset_embed(dataset *d, const model *m, ql_arena *device);
+
+/* The rows of a batch. */
+ql_mat stream_x(const stream *s, const batch *b);
+ql_mat stream_act(const stream *s, const batch *b, int64_t width);
+
+/* Looks for NaN and infinity in values [rows][*] that batch i just computed.  If there are any, their sequence is dropped for good:
+ * the batch splits around it, *dropped tells the caller to repeat batch i.  More than 1 % of the sequences is QL_FORMAT. */
+ql_status dataset_check(dataset *d, int64_t i, ql_mat values, int64_t layer, const char *where, bool *dropped);
+
+#endif

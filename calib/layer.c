@@ -1,0 +1,323 @@
+#include "calib/layer.h"
+
+#include "host/mat.h"
+
+const char *const statistics_names[] = {"none", "propagated", "fp"};
+
+ql_status engine_open(ql_ctx *ctx, const model *m, const recipe *r, statistics_mode mode, engine *e) {
+    *e = (engine){.ctx = ctx, .model = m, .recipe = r, .mode = mode};
+    phases_open(&e->phases, ctx);
+    QL_TRY(ql_arena_open(ctx, &e->weights));
+    QL_TRY(ql_arena_open(ctx, &e->scratch));
+    return ql_arena_open(NULL, &e->host);
+}
+
+ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, ql_arena *device) {
+    const recipe *r = e->recipe;
+    bool with_drift = r && e->mode == STATISTICS_PROPAGATED && r->sequential && r->drift > 0;
+    dataset_use use = with_drift ? DATASET_STEPS_AND_ORIGINAL : DATASET_STEPS;
+    QL_TRY(dataset_open(e->ctx, &e->model->config, tokens, use, device, data));
+    e->data = data;
+    QL_TRY(forward_open(e->ctx, &e->model->config, tokens->seq_len, data->max_rows, device, &e->forward));
+    return dataset_embed(data, e->model, e->weights);
+}
+
+void engine_close(engine *e) {
+    ql_arena_close(e->weights);
+    ql_arena_close(e->scratch);
+    ql_arena_close(e->host);
+}
+
+static int64_t attn_width(const engine *e) { return site_width(&e->model->config, SITE_ATTN_OUT); }
+static int64_t mlp_width(const engine *e) { return site_width(&e->model->config, SITE_MLP_DOWN_IN); }
+
+/* Operations of one pass of all rows through some linears. */
+static double linear_flops(const engine *e, site_id site) {
+    double flops = 0;
+    for (linear_id id = 0; id < LINEARS; id++) {
+        int64_t n, k;
+        linear_shape(&e->model->config, id, &n, &k);
+        if (linear_site[id] == site) flops += 2.0 * (double)n * (double)k * (double)e->data->tokens->n_tokens;
+    }
+    return flops;
+}
+
+/* QK^T and PV of causal attention: half of 2 * 2 * length^2 * width. */
+static double attention_flops(const engine *e) {
+    double flops = 0;
+    const token_file *t = e->data->tokens;
+    for (int64_t s = 0; s < t->n_seq; s++) {
+        double length = (double)(t->start[s + 1] - t->start[s]);
+        flops += 2.0 * length * length * (double)attn_width(e);
+    }
+    return flops;
+}
+
+/* Brings every batch of a stream from one point of the block to the next; `to` = SITES is the end of the block. */
+static ql_status advance(engine *e, const stream *s, const block *b, int64_t layer, site_id to, capture kv[2]) {
+    forward *f = &e->forward;
+    if (to == SITE_ATTN_IN) return QL_OK;
+    phases_enter(&e->phases, PHASE_FORWARD, linear_flops(e, to - 1) + (to == SITE_ATTN_OUT ? attention_flops(e) : 0));
+    for (int64_t i = 0; i < e->data->n_batches; i++) {
+        const batch *rows = &e->data->batches[i];
+        ql_mat x = stream_x(s, rows), norm = ql_rows(f->norm, 0, rows->rows);
+        ql_mat attn = stream_act(s, rows, attn_width(e)), act = stream_act(s, rows, mlp_width(e));
+        if (to == SITE_ATTN_OUT) {
+            QL_TRY(block_attn_in(f, b, x, norm));
+            QL_TRY(block_attention(f, b, layer, rows, norm, attn));
+            if (kv) QL_TRY(capture_add(e->ctx, &kv[0], ql_rows(f->k, 0, rows->rows)));
+            if (kv) QL_TRY(capture_add(e->ctx, &kv[1], ql_rows(f->v, 0, rows->rows)));
+        } else if (to == SITE_MLP_IN) {
+            QL_TRY(block_attn_out(f, b, attn, x));
+        } else if (to == SITE_MLP_DOWN_IN) {
+            QL_TRY(block_mlp_in(f, b, x, norm));
+            QL_TRY(block_mlp(f, b, norm, act));
+        } else {
+            QL_TRY(block_mlp_out(f, b, act, x));
+        }
+    }
+    return QL_OK;
+}
+
+/* What the linears of a site see of one batch.  Norms are computed into `buffer`, activations lie ready in the stream. */
+static ql_status look(engine *e, const stream *s, const block *b, const batch *rows, site_id site, ql_mat buffer,
+                      ql_mat *value) {
+    phases_enter(&e->phases, PHASE_FORWARD, 0);
+    *value = ql_rows(buffer, 0, rows->rows);
+    if (site == SITE_ATTN_IN) return block_attn_in(&e->forward, b, stream_x(s, rows), *value);
+    if (site == SITE_MLP_IN) return block_mlp_in(&e->forward, b, stream_x(s, rows), *value);
+    *value = stream_act(s, rows, site_width(&e->model->config, site));
+    return QL_OK;
+}
+
+/* o and down add to the residual stream: what counts is the stream behind them. */
+static bool adds_to_stream(site_id site) { return site == SITE_ATTN_OUT || site == SITE_MLP_DOWN_IN; }
+
+static ql_status open_drift(engine *e, site_id site, drift *d) {
+    int64_t k = site_width(&e->model->config, site);
+    *d = (drift){0};
+    return adds_to_stream(site) ? capture_zeros(e->ctx, QL_F32, e->model->config.hidden, k, e->scratch, &d->output)
+                                : capture_zeros(e->ctx, QL_F32, k, k, e->scratch, &d->input);
+}
+
+/* The same rows in the original model, and how far away they are.  Buffers of the forward pass are free at this time. */
+static ql_status observe_drift(engine *e, const block *original, const batch *rows, site_id site, ql_mat value,
+                               drift *d) {
+    forward *f = &e->forward;
+    ql_mat apart = ql_rows(adds_to_stream(site) ? f->norm : f->add, 0, rows->rows),
+           other = ql_rows(f->add, 0, rows->rows);
+    double k = (double)value.cols, m = (double)rows->rows;
+    if (adds_to_stream(site)) {
+        const linear *lin = &original->lin[site == SITE_ATTN_OUT ? LIN_O : LIN_DOWN];
+        phases_enter(&e->phases, PHASE_FORWARD, 2 * m * k * (double)apart.cols);
+        QL_TRY(linear_forward(f, lin, value, other));
+        phases_enter(&e->phases, PHASE_STATISTICS, 2 * m * k * (double)apart.cols);
+        QL_TRY(ql_convert(e->ctx, stream_x(&e->data->original, rows), apart));
+        QL_TRY(ql_add(e->ctx, apart, -1, stream_x(&e->data->rows, rows)));
+        QL_TRY(ql_add(e->ctx, apart, -1, other));
+        return ql_cross(e->ctx, apart, value, d->output);
+    }
+    QL_TRY(look(e, &e->data->original, original, rows, site, f->add, &apart));
+    phases_enter(&e->phases, PHASE_STATISTICS, 2 * m * k * k);
+    QL_TRY(ql_add(e->ctx, apart, -1, value));
+    return ql_cross(e->ctx, value, apart, d->input);
+}
+
+/* Statistics of what the rows look like at one point.  Repeatable: nothing moves.  d: NULL, or the drift from `original` to measure. */
+static ql_status observe(engine *e, const block *b, int64_t layer, site_id site, capture *c, const block *original,
+                         drift *d) {
+    double k = (double)c->k;
+    for (int64_t i = 0; i < e->data->n_batches; i++) {
+        const batch *rows = &e->data->batches[i];
+        ql_mat value;
+        bool dropped;
+        QL_TRY(look(e, &e->data->rows, b, rows, site, e->forward.norm, &value));
+        phases_enter(&e->phases, PHASE_STATISTICS, 0);
+        QL_TRY(dataset_check(e->data, i, value, layer, site_names[site], &dropped));
+        if (dropped) {
+            i--;
+            continue;
+        }
+        if (ql_is_present(c->hessian)) phases_enter(&e->phases, PHASE_STATISTICS, (double)value.rows * k * k);
+        QL_TRY(capture_add(e->ctx, c, value));
+        if (d) QL_TRY(observe_drift(e, original, rows, site, value, d));
+    }
+    return QL_OK;
+}
+
+static ql_dtype hessian_precision(const engine *e) { return e->recipe && e->recipe->literature ? QL_F64 : QL_F32; }
+
+static ql_status open_capture(engine *e, site_id site, int kinds, capture *c) {
+    return capture_open(e->ctx, site_width(&e->model->config, site), kinds, hessian_precision(e), e->scratch, c);
+}
+
+/* All four points with the weights as they are; the rows end behind the block. */
+static ql_status collect_block(engine *e, const block *b, int64_t layer, int kinds, capture *captures, capture kv[2]) {
+    for (site_id site = 0; site < SITES; site++) {
+        QL_TRY(advance(e, &e->data->rows, b, layer, site, kv));
+        QL_TRY(open_capture(e, site, kinds, &captures[site]));
+        QL_TRY(observe(e, b, layer, site, &captures[site], NULL, NULL));
+    }
+    return advance(e, &e->data->rows, b, layer, SITES, NULL);
+}
+
+ql_status layer_module_name(ql_arena *host, int64_t layer, linear_id id, char **name) {
+    char text[NAME_SIZE];
+    module_name(text, layer, id);
+    return ql_arena_string(host, text, name);
+}
+
+static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, const module_rule *rule,
+                              const capture *input, const drift *d, layer_result *result) {
+    char *name;
+    QL_TRY(layer_module_name(e->host, layer, id, &name));
+    const linear_job job = {
+        .ctx = e->ctx,
+        .device = e->scratch,
+        .host = e->host,
+        .phases = &e->phases,
+        .recipe = e->recipe,
+        .rule = *rule,
+        .name = name,
+        .input = input,
+        .drift = d,
+        .n_seq = e->data ? e->data->tokens->n_seq - e->data->n_skipped : 0,
+    };
+    QL_TRY(linear_quantize(&job, &b->lin[id], &result->module[id], &result->record[id]));
+    result->quantized[id] = true;
+    return linear_set_quantized(e->ctx, &result->module[id], e->weights, &b->lin[id]);
+}
+
+/* The linears behind one point, or behind all of them when they share no order. */
+static ql_status solve_site(engine *e, block *b, int64_t layer, site_id site, const module_rule *rules,
+                            const capture *input, const drift *d, layer_result *result) {
+    for (linear_id id = 0; id < LINEARS; id++)
+        if (linear_site[id] == site && !rules[id].skip)
+            QL_TRY(solve_linear(e, b, layer, id, &rules[id], input, d, result));
+    return QL_OK;
+}
+
+static ql_status solve_block(engine *e, block *b, int64_t layer, const module_rule *rules, const capture *captures,
+                             layer_result *result) {
+    for (site_id site = 0; site < SITES; site++)
+        QL_TRY(solve_site(e, b, layer, site, rules, captures ? &captures[site] : NULL, NULL, result));
+    return QL_OK;
+}
+
+static ql_status forward_all(engine *e, const stream *s, const block *b, int64_t layer) {
+    double flops = attention_flops(e);
+    for (site_id site = 0; site < SITES; site++) flops += linear_flops(e, site);
+    phases_enter(&e->phases, PHASE_FORWARD, flops);
+    for (int64_t i = 0; i < e->data->n_batches; i++)
+        QL_TRY(block_forward(&e->forward, b, layer, &e->data->batches[i], stream_x(s, &e->data->batches[i])));
+    return QL_OK;
+}
+
+/* ---- the orders -------------------------------------------------------------------------------------------------------- */
+
+/* The original model walks beside the one that is being made, one addition ahead: behind o and down its stream is what theirs is
+ * compared with. */
+static ql_status advance_original(engine *e, const block *original, int64_t layer, site_id site) {
+    if (!adds_to_stream(site)) return QL_OK;
+    QL_TRY(advance(e, &e->data->original, original, layer, site, NULL));
+    return advance(e, &e->data->original, original, layer, site + 1, NULL);
+}
+
+static ql_status sequential_site(engine *e, block *b, const block *original, int64_t layer, site_id site,
+                                 const module_rule *rules, layer_result *result) {
+    capture input;
+    drift apart, *d = original ? &apart : NULL;
+    QL_TRY(advance(e, &e->data->rows, b, layer, site, NULL));
+    if (d) QL_TRY(advance_original(e, original, layer, site));
+    QL_TRY(open_capture(e, site, STATS_HESSIAN, &input));
+    if (d) QL_TRY(open_drift(e, site, d));
+    QL_TRY(observe(e, b, layer, site, &input, original, d));
+    return solve_site(e, b, layer, site, rules, &input, d, result);
+}
+
+static ql_status sequential(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
+    const block original = *b; /* its weights stay where they are when b's linears are replaced */
+    bool with_drift = ql_is_present(e->data->original.x);
+    for (site_id site = 0; site < SITES; site++) {
+        ql_mark mark = ql_arena_mark(e->scratch);
+        QL_TRY(sequential_site(e, b, with_drift ? &original : NULL, layer, site, rules, result));
+        ql_arena_release(e->scratch, mark);
+    }
+    /* Nobody reads what the last block puts out. */
+    return layer + 1 < e->model->config.layers ? advance(e, &e->data->rows, b, layer, SITES, NULL) : QL_OK;
+}
+
+static ql_status block_at_once(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
+    capture captures[SITES];
+    ql_mat x = e->data->rows.x, before;
+    QL_TRY(ql_arena_mat(e->scratch, QL_F32, x.rows, x.cols, &before));
+    QL_TRY(ql_convert(e->ctx, x, before));
+    QL_TRY(collect_block(e, b, layer, STATS_HESSIAN, captures, NULL));
+    QL_TRY(ql_convert(e->ctx, before, x));
+    QL_TRY(solve_block(e, b, layer, rules, captures, result));
+    return layer + 1 < e->model->config.layers ? forward_all(e, &e->data->rows, b, layer) : QL_OK;
+}
+
+static ql_status full_precision(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
+    capture captures[SITES];
+    QL_TRY(collect_block(e, b, layer, STATS_HESSIAN, captures, NULL));
+    return solve_block(e, b, layer, rules, captures, result);
+}
+
+static ql_status from_store(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
+    capture captures[SITES];
+    stats_layer stats;
+    char *path;
+    phases_enter(&e->phases, PHASE_READ, 0);
+    ql_mark mark = ql_arena_mark(e->host);
+    QL_TRY(stats_path(e->host, e->stats_dir, layer, &path));
+    QL_TRY(stats_read(path, &e->model->config, e->host, &stats));
+    for (site_id site = 0; site < SITES; site++) {
+        if (!stats.site[site].hessian)
+            return ql_fail(QL_MISMATCH, "%s: holds no Hessians; collect them with calibrate --collect hessian", path);
+        QL_TRY(capture_upload(e->ctx, &stats.site[site], e->scratch, &captures[site]));
+    }
+    ql_arena_release(e->host, mark);
+    return solve_block(e, b, layer, rules, captures, result);
+}
+
+static ql_status load_block(engine *e, int64_t layer, block *b) {
+    phases_enter(&e->phases, PHASE_READ, 0);
+    ql_arena_release(e->weights, (ql_mark){0});
+    return model_load_block(e->model, layer, e->weights, b);
+}
+
+ql_status layer_quantize(engine *e, int64_t layer, const module_rule *rules, layer_result *result) {
+    block b;
+    *result = (layer_result){.layer = layer};
+    ql_mark mark = ql_arena_mark(e->scratch);
+    QL_TRY(load_block(e, layer, &b));
+    ql_status status;
+    if (e->stats_dir) status = from_store(e, &b, layer, rules, result);
+    else if (!e->data) status = solve_block(e, &b, layer, rules, NULL, result);
+    else if (e->mode == STATISTICS_FP) status = full_precision(e, &b, layer, rules, result);
+    else if (e->recipe->sequential) status = sequential(e, &b, layer, rules, result);
+    else status = block_at_once(e, &b, layer, rules, result);
+    ql_arena_release(e->scratch, mark);
+    phases_enter(&e->phases, PHASE_OTHER, 0);
+    return status;
+}
+
+ql_status layer_replay(engine *e, const layer_result *result) {
+    block b;
+    if (!e->data || result->layer + 1 == e->model->config.layers) return QL_OK;
+    QL_TRY(load_block(e, result->layer, &b));
+    if (ql_is_present(e->data->original.x)) QL_TRY(forward_all(e, &e->data->original, &b, result->layer));
+    for (linear_id id = 0; id < LINEARS; id++)
+        if (result->quantized[id] && e->mode == STATISTICS_PROPAGATED)
+            QL_TRY(linear_set_quantized(e->ctx, &result->module[id], e->weights, &b.lin[id]));
+    return forward_all(e, &e->data->rows, &b, result->layer);
+}
+
+ql_status layer_collect(engine *e, int64_t layer, int kinds, capture *captures, capture kv[2]) {
+    block b;
+    int64_t kv_width = e->model->config.kv_heads * e->model->config.head_dim;
+    QL_TRY(load_block(e, layer, &b));
+    for (int i = 0; kv && i < 2; i++) QL_TRY(capture_open(e->ctx, kv_width, STATS_MOMENTS, QL_F32, e->scratch, &kv[i]));
+    return collect_block(e, &b, layer, kinds, captures, kv);
+}

@@ -1,0 +1,60 @@
+/* One decoder block of the job: collect statistics while all rows pass through it, quantize its linears, send the rows on.
+ *
+ * Three orders of the same few steps:
+ *   sequential propagated   at each of the four inputs: rows arrive through what is already quantized, its linears are solved
+ *   block propagated        all four inputs through the unquantized block, solve all, then the rows once more through the result
+ *   full precision          all four inputs through the unquantized block, the rows go on unquantized (or statistics from a store)
+ */
+#ifndef CALIB_LAYER_H
+#define CALIB_LAYER_H
+
+#include "calib/data.h"
+#include "calib/linear.h"
+
+typedef enum statistics_mode { STATISTICS_NONE, STATISTICS_PROPAGATED, STATISTICS_FP } statistics_mode;
+extern const char *const statistics_names[]; /* "none", "propagated", "fp" */
+
+typedef struct engine {
+    ql_ctx *ctx;
+    const model *model;
+    const recipe *recipe;
+    statistics_mode mode;
+    dataset *data;         /* NULL: no rows (nearest rounding, or statistics from a store) */
+    const char *stats_dir; /* NULL: no store */
+    forward forward;
+    ql_arena *weights, *scratch; /* device: the block; everything else that lives as long as one block */
+    ql_arena *host;              /* results of one block */
+    phases phases;
+} engine;
+
+/* phases and arenas; rows are optional and their buffers come from `device`.  engine_close for whatever was opened. */
+ql_status engine_open(ql_ctx *ctx, const model *m, const recipe *r, statistics_mode mode, engine *e);
+ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, ql_arena *device);
+void engine_close(engine *e);
+
+/* What one block became. */
+typedef struct layer_result {
+    int64_t layer;
+    bool quantized[LINEARS];
+    qmodule module[LINEARS];
+    linear_record record[LINEARS];
+} layer_result;
+
+/* Loads the block and quantizes its modules by rules[LINEARS]; rows go on to the next block unless it is the last. */
+ql_status layer_quantize(engine *e, int64_t layer, const module_rule *rules, layer_result *result);
+
+/* For a layer committed earlier: rows go through it as they did when it was made. */
+ql_status layer_replay(engine *e, const layer_result *result);
+
+/* Full-precision statistics of one block, rows go on.  captures: [SITES], kv: of K after RoPE and of V, may be NULL. */
+ql_status layer_collect(engine *e, int64_t layer, int kinds, capture *captures, capture kv[2]);
+
+/* The committed form: one safetensors file with `<module>.codes`, `.scale`, `.zero` and, with act-order groups, `.g_idx`. */
+ql_status layer_save(const char *path, const layer_result *result, ql_arena *host);
+ql_status layer_load(const char *path, const engine *e, int64_t layer, const module_rule *rules, ql_arena *host,
+                     layer_result *result);
+
+/* A module's name as it stands in the results, "model.layers.3.mlp.up_proj", in `host`. */
+ql_status layer_module_name(ql_arena *host, int64_t layer, linear_id id, char **name);
+
+#endif

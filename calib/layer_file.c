@@ -1,0 +1,103 @@
+/* The committed form of a layer (calib/layer.h). */
+#include <stdio.h>
+#include <string.h>
+
+#include "calib/layer.h"
+#include "host/mat.h"
+
+enum { PARTS = 4, MAX_TENSORS = PARTS * LINEARS };
+static const char *const part_names[PARTS] = {"codes", "scale", "zero", "g_idx"};
+
+/* Shape and type of one part of a module, and where its data are. */
+static st_tensor describe(const qmodule *q, int part, const char *name) {
+    int64_t groups = ql_groups(q->k, q->group);
+    st_tensor t = {.name = name, .rank = 2, .shape = {q->n, groups}};
+    switch (part) {
+    case 0: t.dtype = QL_I32, t.shape[1] = ql_packed_words(q->k, q->bits); break;
+    case 1: t.dtype = QL_F32; break;
+    case 2: t.dtype = QL_U8; break;
+    default: t.dtype = QL_I32, t.rank = 1, t.shape[0] = q->k;
+    }
+    t.dtype_name = ql_dtype_name(t.dtype);
+    return t;
+}
+
+static void **part_data(qmodule *q, int part) {
+    void **const parts[PARTS] = {(void **)&q->codes, (void **)&q->scale, (void **)&q->zero, (void **)&q->g_idx};
+    return parts[part];
+}
+
+ql_status layer_save(const char *path, const layer_result *result, ql_arena *host) {
+    st_tensor tensors[MAX_TENSORS];
+    struct {
+        const char *name;
+        const void *data;
+    } sources[MAX_TENSORS];
+    int count = 0;
+    for (linear_id id = 0; id < LINEARS; id++) {
+        qmodule q = result->module[id];
+        for (int part = 0; result->quantized[id] && part < PARTS; part++) {
+            const void *data = *part_data(&q, part);
+            char *name;
+            if (!data) continue;
+            QL_TRY(ql_arena_format(host, &name, "%s.%s", q.name, part_names[part]));
+            tensors[count] = describe(&q, part, name);
+            sources[count].name = name;
+            sources[count++].data = data;
+        }
+    }
+    st_writer *writer;
+    QL_TRY(st_writer_open(path, tensors, count, NULL, &writer)); /* sorts the tensors */
+    ql_status status = QL_OK;
+    for (int i = 0; status == QL_OK && i < count; i++)
+        for (int s = 0; s < count; s++)
+            if (tensors[i].name == sources[s].name) status = st_writer_put(writer, &tensors[i], sources[s].data);
+    if (status == QL_OK) return st_writer_commit(writer, NULL);
+    st_writer_abort(writer);
+    return status;
+}
+
+static const st_tensor *find(const st_file *file, const char *module, const char *part) {
+    char name[NAME_SIZE + 8];
+    snprintf(name, sizeof name, "%s.%s", module, part);
+    for (int64_t i = 0; i < file->count; i++)
+        if (strcmp(file->tensors[i].name, name) == 0) return &file->tensors[i];
+    return NULL;
+}
+
+static ql_status load_module(const st_file *file, qmodule *q, ql_arena *host) {
+    for (int part = 0; part < PARTS; part++) {
+        const st_tensor *t = find(file, q->name, part_names[part]), expected = describe(q, part, q->name);
+        if (!t && part == PARTS - 1) continue; /* g_idx is optional */
+        if (!t || t->dtype != expected.dtype || t->rank != expected.rank || t->shape[0] != expected.shape[0] ||
+            (t->rank == 2 && t->shape[1] != expected.shape[1]))
+            return ql_fail(
+                QL_FORMAT,
+                "%s: \"%s.%s\" is missing or has another shape; remove the file to have the layer made again",
+                file->path, q->name, part_names[part]);
+        QL_TRY(ql_take(host, t->size, 1, part_data(q, part)));
+        QL_TRY(st_read(file, t, *part_data(q, part)));
+    }
+    return QL_OK;
+}
+
+ql_status layer_load(const char *path, const engine *e, int64_t layer, const module_rule *rules, ql_arena *host,
+                     layer_result *result) {
+    st_file file;
+    *result = (layer_result){.layer = layer};
+    QL_TRY(st_open(path, NULL, host, &file));
+    ql_status status = QL_OK;
+    for (linear_id id = 0; status == QL_OK && id < LINEARS; id++) {
+        char *name;
+        qmodule *q = &result->module[id];
+        if (rules[id].skip) continue;
+        status = layer_module_name(host, layer, id, &name);
+        *q = (qmodule){.name = name, .bits = rules[id].bits};
+        linear_shape(&e->model->config, id, &q->n, &q->k);
+        q->group = rules[id].group < 0 ? q->k : rules[id].group;
+        if (status == QL_OK) status = load_module(&file, q, host);
+        result->quantized[id] = true;
+    }
+    st_close(&file);
+    return status;
+}

@@ -1,0 +1,169 @@
+/* How one linear layer gets quantized: read this file first.
+ *
+ *   statistics -> order of the columns -> grid and codes (the method) -> is it better than nearest rounding? -> packed codes
+ */
+#include "calib/linear.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "host/log.h"
+#include "host/mat.h"
+#include "host/num.h"
+
+/* diag(H) on the host: the diagonal is a column with a stride of one row and one column. */
+static ql_status read_diagonal(const linear_job *job, ql_mat h, ql_mat *diagonal, float *host) {
+    ql_mat column = {h.data, h.dtype, h.rows, 1, h.ld + 1};
+    QL_TRY(ql_arena_mat(job->device, QL_F32, 1, h.rows, diagonal));
+    QL_TRY(ql_convert(job->ctx, column, ql_mat_of(diagonal->data, QL_F32, h.rows, 1)));
+    return ql_download(job->ctx, host, diagonal->data, ql_mat_bytes(*diagonal));
+}
+
+typedef struct ranked {
+    float value;
+    int32_t column;
+} ranked;
+
+static int by_descending_value(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    if (x->value != y->value) return x->value < y->value ? 1 : -1;
+    return x->column < y->column ? -1 : 1; /* stable: q, k and v must agree on the order */
+}
+
+/* Columns by descending diagonal: the ones that matter most are rounded first, while all others can still compensate. */
+static ql_status act_order(const linear_job *job, const float *diagonal, int64_t k, int32_t *order, ql_mat *device) {
+    ranked *columns;
+    QL_TRY(ql_take(job->host, (size_t)k, sizeof *columns, &columns));
+    for (int64_t i = 0; i < k; i++) columns[i] = (ranked){diagonal[i], (int32_t)i};
+    qsort(columns, (size_t)k, sizeof *columns, by_descending_value);
+    for (int64_t i = 0; i < k; i++) order[i] = columns[i].column;
+    QL_TRY(ql_arena_mat(job->device, QL_I32, 1, k, device));
+    return ql_upload(job->ctx, device->data, order, ql_mat_bytes(*device));
+}
+
+/* Dead columns (no input was ever non-zero) stay out of the mean, which the damping is relative to. */
+static void survey_diagonal(const float *diagonal, int64_t k, double *mean_of_live, int64_t *dead) {
+    double sum = 0;
+    *dead = 0;
+    for (int64_t i = 0; i < k; i++) {
+        if (diagonal[i] == 0.0f) ++*dead;
+        else sum += diagonal[i];
+    }
+    *mean_of_live = *dead < k ? sum / (double)(k - *dead) : 0;
+}
+
+static ql_status make_grid(const linear_job *job, int64_t n, int64_t k, const int32_t *order, ql_grid *grid) {
+    int64_t group = job->rule.group < 0 ? k : job->rule.group;
+    *grid = (ql_grid){.bits = job->rule.bits, .group = group};
+    QL_TRY(ql_arena_mat(job->device, QL_F32, n, ql_groups(k, group), &grid->scale));
+    QL_TRY(ql_arena_mat(job->device, QL_U8, n, ql_groups(k, group), &grid->zero));
+    if (job->recipe->act_order != QL_ORDER_DYNAMIC || !order || group >= k) return QL_OK;
+    int32_t *g_idx;
+    QL_TRY(ql_take(job->host, (size_t)k, sizeof *g_idx, &g_idx));
+    for (int64_t p = 0; p < k; p++) g_idx[order[p]] = (int32_t)(p / group);
+    QL_TRY(ql_arena_mat(job->device, QL_I32, 1, k, &grid->g_idx));
+    return ql_upload(job->ctx, grid->g_idx.data, g_idx, ql_mat_bytes(grid->g_idx));
+}
+
+static method_run *choose_method(const linear_job *job, const linear_problem *p) {
+    if (job->rule.method == METHOD_RTN || !ql_is_present(p->h)) return method_rtn;
+    return job->recipe->literature ? method_gptq_literature : method_gptq;
+}
+
+static ql_status measure(const linear_problem *p, const ql_grid *grid, ql_mat codes, double *loss, double *norm) {
+    ql_mat rounded;
+    QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &rounded));
+    phases_enter(p->phases, PHASE_LOSS, 4.0 * (double)p->n * (double)p->k * (double)p->k);
+    QL_TRY(ql_dequantize(p->ctx, codes, grid, rounded));
+    return ql_loss(p->ctx, p->w, rounded, p->h, loss, norm);
+}
+
+/* The method's result must not be worse than nearest rounding on its own statistics: a dead hook, a wrong Hessian or a
+ * hopeless factorization shows here.  The literature has no such check. */
+static ql_status solve(const linear_job *job, linear_problem *p, ql_grid *grid, ql_mat *codes, linear_record *record) {
+    method_run *method = choose_method(job, p);
+    if (job->rule.method != METHOD_RTN && method == method_rtn) record->fallback = "no calibration data";
+    ql_status status = method(p, grid, *codes, record);
+    if (status == QL_OK) status = measure(p, grid, *codes, &record->loss, &record->norm);
+    if (method == method_rtn || job->recipe->literature || (status != QL_OK && status != QL_NUMERIC)) {
+        record->rtn_loss = record->loss;
+        return status;
+    }
+    ql_grid nearest;
+    ql_mat nearest_codes;
+    linear_record baseline = {0};
+    QL_TRY(make_grid(job, p->n, p->k, NULL, &nearest));
+    nearest.g_idx = grid->g_idx;
+    QL_TRY(ql_arena_mat(p->device, QL_U8, p->n, p->k, &nearest_codes));
+    QL_TRY(method_rtn(p, &nearest, nearest_codes, &baseline));
+    QL_TRY(measure(p, &nearest, nearest_codes, &record->rtn_loss, &record->norm));
+    if (status == QL_OK && record->loss <= record->rtn_loss) return QL_OK;
+    record->fallback =
+        status == QL_OK ? "loss above nearest rounding's" : "Hessian is not positive definite at any damping";
+    record->method = baseline.method;
+    record->loss = record->rtn_loss;
+    *grid = nearest;
+    *codes = nearest_codes;
+    return QL_OK;
+}
+
+static ql_status download_new(const linear_job *job, ql_mat mat, void **to) {
+    QL_TRY(ql_take(job->host, ql_mat_bytes(mat), 1, to));
+    return ql_download(job->ctx, *to, mat.data, ql_mat_bytes(mat));
+}
+
+static ql_status pack(const linear_job *job, const linear_problem *p, const ql_grid *grid, ql_mat codes, qmodule *out) {
+    ql_mat words;
+    int64_t n_words = ql_packed_words(p->k, grid->bits), n_scales = p->n * ql_groups(p->k, grid->group);
+    phases_enter(p->phases, PHASE_PACK, 0);
+    *out = (qmodule){.name = job->name, .n = p->n, .k = p->k, .bits = grid->bits, .group = grid->group};
+    QL_TRY(ql_arena_mat(p->device, QL_I32, p->n, n_words, &words));
+    QL_TRY(ql_pack(job->ctx, codes, grid->bits, words));
+    QL_TRY(download_new(job, words, (void **)&out->codes));
+    QL_TRY(download_new(job, grid->scale, (void **)&out->scale));
+    QL_TRY(download_new(job, grid->zero, (void **)&out->zero));
+    if (ql_is_present(grid->g_idx)) QL_TRY(download_new(job, grid->g_idx, (void **)&out->g_idx));
+    /* Only literature grids change here: what the file holds is what the next block must see. */
+    for (int64_t i = 0; i < n_scales; i++) out->scale[i] = ql_round_f16(out->scale[i]);
+    return QL_OK;
+}
+
+ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out, linear_record *record) {
+    double begin = seconds_now();
+    ql_mark mark = ql_arena_mark(job->device);
+    linear_problem p = {
+        .ctx = job->ctx,
+        .device = job->device,
+        .phases = job->phases,
+        .recipe = job->recipe,
+        .n = lin->w.rows,
+        .k = lin->w.cols,
+        .w = lin->w,
+        .drift = job->drift,
+        .h_scale = job->n_seq > 0 ? 2.0 / (double)job->n_seq : 1,
+    };
+    ql_grid grid;
+    ql_mat codes;
+    int32_t *order = NULL;
+    *record = (linear_record){0};
+    if (job->input && ql_is_present(job->input->hessian) && job->rule.method != METHOD_RTN) {
+        float *diagonal;
+        p.h = job->input->hessian;
+        QL_TRY(ql_take(job->host, (size_t)p.k, sizeof *diagonal, &diagonal));
+        QL_TRY(read_diagonal(job, p.h, &p.importance, diagonal));
+        survey_diagonal(diagonal, p.k, &p.mean_diagonal, &record->dead);
+        if (job->recipe->act_order != QL_ORDER_NONE) {
+            QL_TRY(ql_take(job->host, (size_t)p.k, sizeof *order, &order));
+            QL_TRY(act_order(job, diagonal, p.k, order, &p.order));
+        }
+    }
+    QL_TRY(make_grid(job, p.n, p.k, order, &grid));
+    QL_TRY(ql_arena_mat(job->device, QL_U8, p.n, p.k, &codes));
+    QL_TRY(ql_context(solve(job, &p, &grid, &codes, record), "%s", job->name));
+    if (record->fallback) ql_log(QL_WARNING, "%s: rounded to nearest: %s", job->name, record->fallback);
+    QL_TRY(pack(job, &p, &grid, codes, out));
+    phases_enter(job->phases, PHASE_OTHER, 0);
+    ql_arena_release(job->device, mark);
+    record->seconds = seconds_now() - begin;
+    return QL_OK;
+}

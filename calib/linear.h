@@ -1,0 +1,25 @@
+/* One linear layer, top to bottom. */
+#ifndef CALIB_LINEAR_H
+#define CALIB_LINEAR_H
+
+#include "calib/capture.h"
+#include "calib/method/method.h"
+#include "calib/model.h"
+
+typedef struct linear_job {
+    ql_ctx *ctx;
+    ql_arena *device; /* scratch */
+    ql_arena *host;   /* where the result lives */
+    phases *phases;
+    const recipe *recipe;
+    module_rule rule;
+    const char *name;
+    const capture *input; /* statistics of the input; NULL: no data */
+    const drift *drift;   /* NULL: not measured */
+    int64_t n_seq;        /* sequences behind them */
+} linear_job;
+
+/* Quantizes lin->w (dense F32) by the rule.  The result stands in `out`, in host memory. */
+ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out, linear_record *record);
+
+#endif

@@ -1,0 +1,72 @@
+/* GPTQ (Frantar et al. 2022): round column after column, each time feeding the error back into the columns that follow, weighted by
+ * the inputs' covariance.  Ours differs from the literature in four places:
+ *
+ *   factor   the grids are fixed before the loop, so the triangular factor of H itself serves and no inverse is formed
+ *   target   earlier layers have already changed the input: x instead of the original x0.  With d = W (x0 - x), or for o and down
+ *            what the residual stream lacks behind the layer, the weights are drawn towards the least-squares answer,
+ *            T = W + a (S d x^T) (H + damp)^-1.  a < 1, because the answer is fitted to the calibration rows.
+ *            After GPTAQ (Li et al. 2025), with the drift of the whole residual stream.
+ *   grid     searched with the squared error weighted by the diagonal of H
+ *   refine   coordinate descent over codes and scales afterwards
+ *
+ * H + damp * mean(diag) * I must be positive definite.  When it is not, damping climbs a ladder; the last rung failing means that the
+ * data say nothing, and the caller rounds to nearest. */
+#include "calib/method/method.h"
+#include "host/mat.h"
+
+static const double ladder[] = {0.01, 0.02, 0.05, 0.1, 0.2, 0.5};
+
+static ql_status factor(const linear_problem *p, ql_mat r, double *damp) {
+    ql_status status = QL_NUMERIC;
+    double n = (double)p->k;
+    for (size_t i = 0; i <= sizeof ladder / sizeof ladder[0] && status == QL_NUMERIC; i++) {
+        double rung = i == 0 ? p->recipe->damp : ladder[i - 1];
+        if (i > 0 && rung <= *damp) continue;
+        *damp = rung;
+        phases_enter(p->phases, PHASE_FACTOR, n * n * n / 3);
+        status = ql_factor(p->ctx, p->h, p->order, rung * p->mean_diagonal, r);
+    }
+    return status;
+}
+
+/* p->w becomes the target T. */
+static ql_status follow_original(linear_problem *p, ql_mat r) {
+    ql_mat answer, target;
+    double n = (double)p->n, k = (double)p->k;
+    phases_enter(p->phases, PHASE_TARGET, 4 * n * k * k);
+    QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &answer));
+    QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &target));
+    if (ql_is_present(p->drift->output)) QL_TRY(ql_convert(p->ctx, p->drift->output, answer));
+    else QL_TRY(ql_gemm(p->ctx, p->w, p->drift->input, ql_no_mat(), answer));
+    QL_TRY(ql_solve(p->ctx, answer, r, p->order, answer));
+    QL_TRY(ql_convert(p->ctx, p->w, target));
+    QL_TRY(ql_add(p->ctx, target, (float)p->recipe->drift, answer));
+    p->w = target;
+    return QL_OK;
+}
+
+ql_status method_gptq(linear_problem *p, ql_grid *grid, ql_mat codes, linear_record *record) {
+    const ql_grid_rule rule = {.symmetric = p->recipe->symmetric, .search = p->recipe->scale_search};
+    double per_sweep = 2.0 * (double)p->n * (double)p->k * (double)p->k;
+    ql_mat r;
+    record->method = method_names[METHOD_GPTQ];
+    QL_TRY(ql_arena_mat(p->device, QL_F32, p->k, p->k, &r));
+    QL_TRY(factor(p, r, &record->damp));
+    if (p->drift && p->recipe->drift > 0) QL_TRY(follow_original(p, r));
+    phases_enter(p->phases, PHASE_GRID, 0);
+    QL_TRY(ql_grid_search(p->ctx, p->w, p->importance, &rule, grid));
+    phases_enter(p->phases, PHASE_SOLVE, per_sweep / 2);
+    QL_TRY(ql_gptq(p->ctx, p->w, r, p->order, grid, codes));
+    phases_enter(p->phases, PHASE_REFINE, per_sweep * (double)(p->recipe->refine + 1));
+    return ql_refine(p->ctx, p->w, p->h, record->damp * p->mean_diagonal, (int)p->recipe->refine, grid, codes);
+}
+
+ql_status method_gptq_literature(linear_problem *p, ql_grid *grid, ql_mat codes, linear_record *record) {
+    double n = (double)p->n, k = (double)p->k;
+    ql_act_order order = p->recipe->act_order;
+    if (order == QL_ORDER_DYNAMIC && grid->group >= p->k) order = QL_ORDER_STATIC; /* one group: the same thing */
+    record->method = method_names[METHOD_GPTQ];
+    record->damp = p->recipe->damp;
+    phases_enter(p->phases, PHASE_SOLVE, n * k * k + 2 * k * k * k / 3);
+    return ql_gptq_literature(p->ctx, p->w, p->h, p->h_scale, p->recipe->symmetric, order, grid, codes);
+}

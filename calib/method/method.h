@@ -1,0 +1,40 @@
+/* Methods: one linear layer in, grid and codes out.  One method, one file, one signature. */
+#ifndef CALIB_METHOD_H
+#define CALIB_METHOD_H
+
+#include "calib/capture.h"
+#include "calib/phases.h"
+#include "calib/recipe.h"
+
+typedef struct linear_problem {
+    ql_ctx *ctx;
+    ql_arena *device; /* scratch: released by the caller */
+    phases *phases;
+    const recipe *recipe;
+    int64_t n, k;
+    ql_mat w;             /* F32 [n][k], to be approximated; a method may put a better target in its place */
+    ql_mat h;             /* [k][k] upper triangle, F32 (F64 in literature mode), sum of x x^T; absent: no data */
+    double h_scale;       /* literature: 2 / n_seq */
+    const drift *drift;   /* NULL: not measured */
+    ql_mat importance;    /* F32 [1][k], diagonal of H; absent without data */
+    ql_mat order;         /* I32 [1][k], order of the columns; absent: as they come */
+    double mean_diagonal; /* of the live columns */
+} linear_problem;
+
+/* How a module was treated, for the report. */
+typedef struct linear_record {
+    const char *method;   /* "rtn", "gptq" */
+    const char *fallback; /* reason, or NULL */
+    double damp;
+    int64_t dead;                /* columns without any input */
+    double loss, rtn_loss, norm; /* tr(E H E^T) of the result and of nearest rounding, tr(W H W^T) */
+    double seconds;
+} linear_record;
+
+/* grid comes with bits, group, g_idx and memory for scale and zero; codes [n][k] U8.  QL_NUMERIC: this problem has no solution
+ * with this method (the caller falls back to nearest rounding and reports it). */
+typedef ql_status method_run(linear_problem *p, ql_grid *grid, ql_mat codes, linear_record *record);
+
+method_run method_rtn, method_gptq, method_gptq_literature;
+
+#endif

@@ -1,0 +1,140 @@
+#include "calib/model.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "host/mat.h"
+
+ql_status model_open(ql_ctx *ctx, const char *dir, model *out) {
+    *out = (model){.ctx = ctx};
+    QL_TRY(ql_arena_open(NULL, &out->host));
+    ql_status status = checkpoint_open(dir, &out->ck);
+    if (status == QL_OK) status = model_config_parse(checkpoint_config(out->ck), dir, out->host, &out->config);
+    out->quantized = out->config.is_quantized;
+    if (status == QL_OK && out->quantized) status = layout_gptq_scheme(out->ck, &out->scheme);
+    if (status != QL_OK) model_close(out);
+    return status;
+}
+
+void model_close(model *m) {
+    checkpoint_close(m->ck);
+    ql_arena_close(m->host);
+    *m = (model){0};
+}
+
+static ql_status check_shape(const model *m, const st_tensor *t, int64_t rows, int64_t cols, bool vector) {
+    bool fits =
+        vector ? t->rank == 1 && t->shape[0] == cols : t->rank == 2 && t->shape[0] == rows && t->shape[1] == cols;
+    if (!fits)
+        return ql_fail(QL_FORMAT, "%s: tensor \"%s\" does not have the shape that config.json implies ([%lld, %lld])",
+                       checkpoint_dir(m->ck), t->name, (long long)rows, (long long)cols);
+    if (t->dtype != QL_F32 && t->dtype != QL_F16 && t->dtype != QL_BF16)
+        return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is %s; expected F32, F16 or BF16", checkpoint_dir(m->ck), t->name,
+                       t->dtype_name);
+    return QL_OK;
+}
+
+static ql_status check_finite(const model *m, const st_tensor *t, ql_mat mat) {
+    int64_t index;
+    QL_TRY(ql_find_nonfinite(m->ctx, mat, &index));
+    if (index < 0) return QL_OK;
+    return ql_fail(QL_FORMAT,
+                   "%s: tensor \"%s\" is not finite at row %lld, column %lld; the file is damaged, download it again",
+                   checkpoint_dir(m->ck), t->name, (long long)(index / mat.cols), (long long)(index % mat.cols));
+}
+
+/* Reads the bytes to the host, uploads them as they are and converts on the device. */
+static ql_status load_tensor(const model *m, const char *name, int64_t rows, int64_t cols, bool vector,
+                             ql_arena *device, ql_mat *out) {
+    const st_tensor *t = checkpoint_find(m->ck, name);
+    if (!t) return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is missing", checkpoint_dir(m->ck), name);
+    QL_TRY(check_shape(m, t, rows, cols, vector));
+    QL_TRY(ql_arena_mat(device, QL_F32, rows, cols, out));
+    ql_mark mark = ql_arena_mark(device), host_mark = ql_arena_mark(m->host);
+    ql_mat raw;
+    char *bytes = NULL;
+    QL_TRY(ql_arena_mat(device, t->dtype, rows, cols, &raw));
+    QL_TRY(ql_take(m->host, t->size, 1, &bytes));
+    ql_status status = checkpoint_read(m->ck, t, bytes);
+    if (status == QL_OK) status = ql_upload(m->ctx, raw.data, bytes, t->size);
+    if (status == QL_OK) status = ql_convert(m->ctx, raw, *out);
+    if (status == QL_OK) status = check_finite(m, t, *out);
+    ql_arena_release(m->host, host_mark);
+    ql_arena_release(device, mark);
+    return status;
+}
+
+static ql_status load_vector(const model *m, const char *name, int64_t size, ql_arena *device, ql_mat *out) {
+    return load_tensor(m, name, 1, size, true, device, out);
+}
+
+static ql_status upload_new(ql_ctx *ctx, ql_arena *device, ql_dtype dtype, int64_t rows, int64_t cols, const void *data,
+                            ql_mat *out) {
+    QL_TRY(ql_arena_mat(device, dtype, rows, cols, out));
+    return ql_upload(ctx, out->data, data, ql_mat_bytes(*out));
+}
+
+ql_status linear_set_quantized(ql_ctx *ctx, const qmodule *q, ql_arena *device, linear *lin) {
+    int64_t groups = ql_groups(q->k, q->group);
+    ql_qweight *to = &lin->q;
+    *to = (ql_qweight){.n = q->n, .k = q->k, .grid = {.bits = q->bits, .group = q->group}};
+    lin->w = ql_no_mat();
+    QL_TRY(upload_new(ctx, device, QL_I32, q->n, ql_packed_words(q->k, q->bits), q->codes, &to->codes));
+    QL_TRY(upload_new(ctx, device, QL_F32, q->n, groups, q->scale, &to->grid.scale));
+    QL_TRY(upload_new(ctx, device, QL_U8, q->n, groups, q->zero, &to->grid.zero));
+    return q->g_idx ? upload_new(ctx, device, QL_I32, 1, q->k, q->g_idx, &to->grid.g_idx) : QL_OK;
+}
+
+static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_arena *device, linear *lin) {
+    char module[NAME_SIZE], name[NAME_SIZE + 8];
+    int64_t n, k;
+    module_name(module, layer, id);
+    linear_shape(&m->config, id, &n, &k);
+    *lin = (linear){0};
+    if (linear_has_bias(&m->config, id)) {
+        snprintf(name, sizeof name, "%s.bias", module);
+        QL_TRY(load_vector(m, name, n, device, &lin->bias));
+    }
+    if (!m->quantized || !layout_gptq_has(m->ck, module)) {
+        snprintf(name, sizeof name, "%s.weight", module);
+        return load_tensor(m, name, n, k, false, device, &lin->w);
+    }
+    ql_mark mark = ql_arena_mark(m->host);
+    qmodule q;
+    ql_status status = layout_gptq_decode(m->ck, &m->scheme, module, n, k, m->host, &q);
+    if (status == QL_OK) status = linear_set_quantized(m->ctx, &q, device, lin);
+    ql_arena_release(m->host, mark);
+    return status;
+}
+
+ql_status model_load_block(const model *m, int64_t layer, ql_arena *device, block *out) {
+    const model_config *c = &m->config;
+    const struct {
+        const char *suffix;
+        int64_t size;
+        ql_mat *to;
+    } norms[] = {
+        {"input_layernorm", c->hidden, &out->norm_in},
+        {"post_attention_layernorm", c->hidden, &out->norm_mlp},
+        {"self_attn.q_norm", c->head_dim, &out->q_norm},
+        {"self_attn.k_norm", c->head_dim, &out->k_norm},
+    };
+    *out = (block){0};
+    for (int i = 0; i < (c->qk_norm ? 4 : 2); i++) {
+        char name[NAME_SIZE];
+        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)layer, norms[i].suffix);
+        QL_TRY(load_vector(m, name, norms[i].size, device, norms[i].to));
+    }
+    for (linear_id id = 0; id < LINEARS; id++) QL_TRY(load_linear(m, layer, id, device, &out->lin[id]));
+    return QL_OK;
+}
+
+ql_status model_load_embedding(const model *m, ql_arena *device, ql_mat *table) {
+    return load_tensor(m, "model.embed_tokens.weight", m->config.vocab, m->config.hidden, false, device, table);
+}
+
+ql_status model_load_head(const model *m, ql_arena *device, ql_mat *norm, ql_mat *head) {
+    QL_TRY(load_vector(m, "model.norm.weight", m->config.hidden, device, norm));
+    if (m->config.tied_embeddings) return model_load_embedding(m, device, head);
+    return load_tensor(m, "lm_head.weight", m->config.vocab, m->config.hidden, false, device, head);
+}

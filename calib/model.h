@@ -1,0 +1,43 @@
+/* A checkpoint on its way through the device: configuration, and blocks that are loaded one at a time.
+ *
+ * A block's linears are dense (w) or quantized (q); whoever multiplies asks linear_forward and does not care which.
+ */
+#ifndef CALIB_MODEL_H
+#define CALIB_MODEL_H
+
+#include "formats/layout.h"
+
+typedef struct linear {
+    ql_mat w;     /* F32 [n][k]; absent when quantized */
+    ql_mat bias;  /* F32 [1][n] or absent */
+    ql_qweight q; /* q.codes absent when dense */
+} linear;
+
+typedef struct block {
+    linear lin[LINEARS];
+    ql_mat norm_in, norm_mlp; /* F32 [1][hidden] */
+    ql_mat q_norm, k_norm;    /* F32 [1][head_dim] or absent */
+} block;
+
+typedef struct model {
+    ql_ctx *ctx;
+    checkpoint *ck;
+    model_config config;
+    bool quantized; /* the directory holds GPTQ modules, described by scheme */
+    layout_scheme scheme;
+    ql_arena *host; /* lives as long as the model */
+} model;
+
+ql_status model_open(ql_ctx *ctx, const char *dir, model *out);
+void model_close(model *m);
+
+/* Tensors arrive as F32 in `device`, checked for shape and for NaN and infinity (QL_FORMAT names tensor and index). */
+ql_status model_load_block(const model *m, int64_t layer, ql_arena *device, block *out);
+ql_status model_load_embedding(const model *m, ql_arena *device, ql_mat *table); /* [vocab][hidden] */
+ql_status model_load_head(const model *m, ql_arena *device, ql_mat *norm,
+                          ql_mat *head); /* final norm, lm_head [vocab][hidden] */
+
+/* Puts a quantized module, in host memory, in the place of a dense weight. */
+ql_status linear_set_quantized(ql_ctx *ctx, const qmodule *q, ql_arena *device, linear *lin);
+
+#endif

@@ -1,0 +1,43 @@
+#include "calib/phases.h"
+
+#include <time.h>
+
+#define PHASE_NAME(id, name) name,
+const char *const phase_names[PHASES] = {PHASES_LIST(PHASE_NAME)};
+#undef PHASE_NAME
+
+double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void phases_open(phases *p, ql_ctx *ctx) { *p = (phases){.ctx = ctx, .since = seconds_now()}; }
+
+phase phases_enter(phases *p, phase next, double flops) {
+    phase ended = p->current;
+    if (next != ended) {
+        ql_sync(p->ctx); /* an error of the queue reappears at the next operation */
+        double now = seconds_now();
+        p->seconds[ended] += now - p->since;
+        p->since = now;
+        p->current = next;
+    }
+    p->flops[next] += flops;
+    return ended;
+}
+
+double phases_total(phases *p) {
+    double total = seconds_now() - p->since;
+    for (int i = 0; i < PHASES; i++) total += p->seconds[i];
+    return total;
+}
+
+json_t *phases_json(phases *p) {
+    phases_enter(p, PHASE_OTHER, 0);
+    json_t *list = json_array();
+    for (int i = 0; i < PHASES; i++)
+        json_array_append_new(
+            list, json_pack("{s:s, s:f, s:f}", "name", phase_names[i], "seconds", p->seconds[i], "flops", p->flops[i]));
+    return list;
+}

@@ -1,0 +1,48 @@
+/* Where the time of a job goes: every moment belongs to one phase, and each phase knows how many floating-point operations it had
+ * to do, so that a benchmark can compare them with plain matrix products. */
+#ifndef CALIB_PHASES_H
+#define CALIB_PHASES_H
+
+#include <jansson.h>
+
+#include "host/qalib.h"
+
+#define PHASES_LIST(X)                                                                                                 \
+    X(PHASE_OTHER, "other")                                                                                            \
+    X(PHASE_READ, "read")                                                                                              \
+    X(PHASE_FORWARD, "forward")                                                                                        \
+    X(PHASE_STATISTICS, "statistics")                                                                                  \
+    X(PHASE_GRID, "grid")                                                                                              \
+    X(PHASE_FACTOR, "factor")                                                                                          \
+    X(PHASE_TARGET, "target")                                                                                          \
+    X(PHASE_SOLVE, "solve")                                                                                            \
+    X(PHASE_REFINE, "refine")                                                                                          \
+    X(PHASE_LOSS, "loss")                                                                                              \
+    X(PHASE_PACK, "pack")                                                                                              \
+    X(PHASE_WRITE, "write")
+
+typedef enum phase {
+#define PHASE_ENUM(id, name) id,
+    PHASES_LIST(PHASE_ENUM)
+#undef PHASE_ENUM
+        PHASES
+} phase;
+
+typedef struct phases {
+    ql_ctx *ctx; /* its queue is drained when the phase changes */
+    phase current;
+    double since, seconds[PHASES], flops[PHASES];
+} phases;
+
+extern const char *const phase_names[PHASES];
+
+double seconds_now(void); /* monotonic */
+
+void phases_open(phases *p, ql_ctx *ctx);
+/* Ends the current phase and begins another; returns the one that ended. */
+phase phases_enter(phases *p, phase next, double flops);
+double phases_total(phases *p);
+/* [{"name", "seconds", "flops"}, ...]; NULL: out of memory. */
+json_t *phases_json(phases *p);
+
+#endif

@@ -1,0 +1,100 @@
+#include "calib/report.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+
+static json_t *real_or_null(double value) { return isfinite(value) ? json_real(value) : json_null(); }
+
+static json_t *report_module(const qmodule *q, const linear_record *r) {
+    json_t *j =
+        json_pack("{s:s, s:I, s:I, s:i, s:I, s:s, s:f, s:I, s:s?, s:f}", "name", q->name, "n", (json_int_t)q->n, "k",
+                  (json_int_t)q->k, "bits", q->bits, "group_size", (json_int_t)q->group, "method", r->method, "damp",
+                  r->damp, "dead_columns", (json_int_t)r->dead, "fallback", r->fallback, "seconds", r->seconds);
+    json_object_set_new(j, "loss", real_or_null(r->loss));
+    json_object_set_new(j, "rtn_loss", real_or_null(r->rtn_loss));
+    json_object_set_new(j, "relative_error", r->norm > 0 ? real_or_null(r->loss / r->norm) : json_null());
+    return j;
+}
+
+static json_t *report_unquantized(const model_config *config, int64_t layer, linear_id id) {
+    char name[NAME_SIZE];
+    int64_t n, k;
+    module_name(name, layer, id);
+    linear_shape(config, id, &n, &k);
+    return json_pack("{s:s, s:I, s:I, s:i}", "name", name, "n", (json_int_t)n, "k", (json_int_t)k, "bits", 16);
+}
+
+json_t *report_layer(const layer_result *result, const module_rule *rules, const model_config *config) {
+    json_t *list = json_array();
+    for (linear_id id = 0; id < LINEARS; id++)
+        json_array_append_new(list, rules[id].skip ? report_unquantized(config, result->layer, id)
+                                                   : report_module(&result->module[id], &result->record[id]));
+    return list;
+}
+
+static double number(const json_t *object, const char *key) { return json_number_value(json_object_get(object, key)); }
+
+json_t *report_totals(const json_t *layers) {
+    int64_t quantized = 0, kept = 0, fallbacks = 0, dead = 0;
+    double relative = 0, loss = 0, rtn_loss = 0;
+    size_t l, m;
+    json_t *layer, *module;
+    json_array_foreach(layers, l, layer) json_array_foreach(layer, m, module) {
+        if (!json_object_get(module, "method")) {
+            kept++;
+            continue;
+        }
+        quantized++;
+        fallbacks += json_is_string(json_object_get(module, "fallback"));
+        dead += (int64_t)number(module, "dead_columns");
+        relative += number(module, "relative_error");
+        loss += number(module, "loss");
+        rtn_loss += number(module, "rtn_loss");
+    }
+    return json_pack("{s:I, s:I, s:I, s:I, s:f, s:f}", "modules_quantized", (json_int_t)quantized, "modules_kept",
+                     (json_int_t)kept, "fallbacks", (json_int_t)fallbacks, "dead_columns", (json_int_t)dead,
+                     "mean_relative_error", quantized ? relative / (double)quantized : 0.0, "loss_over_rtn",
+                     rtn_loss > 0 ? loss / rtn_loss : 1.0);
+}
+
+json_t *report_environment(ql_ctx *ctx, phases *p, size_t peak_device_bytes) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return json_pack("{s:s, s:s, s:s, s:i, s:f, s:o, s:I, s:I}", "qalib", QL_VERSION, "device", ql_ctx_device(ctx),
+                     "device_description", ql_ctx_describe(ctx), "threads", ql_ctx_threads(ctx), "seconds",
+                     phases_total(p), "phases", phases_json(p), "peak_host_bytes", (json_int_t)usage.ru_maxrss * 1024,
+                     "peak_device_bytes", (json_int_t)peak_device_bytes);
+}
+
+static const char *text(const json_t *object, const char *key) {
+    const char *value = json_string_value(json_object_get(object, key));
+    return value ? value : "-";
+}
+
+void report_print(const json_t *report) {
+    const json_t *totals = json_object_get(report, "totals"), *environment = json_object_get(report, "environment");
+    size_t l, m, i;
+    json_t *layer, *module, *spent;
+    printf("%-40s %14s %9s %6s %12s %10s\n", "module", "shape", "scheme", "method", "rel. error", "vs nearest");
+    json_array_foreach(json_object_get(report, "layers"), l, layer) json_array_foreach(layer, m, module) {
+        double rtn = number(module, "rtn_loss");
+        char shape[32], scheme[32];
+        snprintf(shape, sizeof shape, "%.0fx%.0f", number(module, "n"), number(module, "k"));
+        snprintf(scheme, sizeof scheme, "w%.0fg%.0f", number(module, "bits"), number(module, "group_size"));
+        if (!json_object_get(module, "method")) printf("%-40s %14s %9s\n", text(module, "name"), shape, "16 bit");
+        else
+            printf("%-40s %14s %9s %6s %12.3e %10.3f\n", text(module, "name"), shape, scheme, text(module, "method"),
+                   number(module, "relative_error"), rtn > 0 ? number(module, "loss") / rtn : 1.0);
+    }
+    printf("\n%.0f modules quantized, %.0f kept in 16 bits, %.0f fallbacks; loss %.3f of nearest rounding's\n",
+           number(totals, "modules_quantized"), number(totals, "modules_kept"), number(totals, "fallbacks"),
+           number(totals, "loss_over_rtn"));
+    printf("%.1f s on %s:", number(environment, "seconds"), text(environment, "device_description"));
+    json_array_foreach(json_object_get(environment, "phases"), i, spent) if (number(spent, "seconds") >= 0.05)
+        printf(" %s %.1f", text(spent, "name"), number(spent, "seconds"));
+    printf("\n%.0f -> %.0f bytes (%.3f bits per weight over all tensors), peak memory %.0f MiB\n",
+           number(report, "source_bytes"), number(report, "output_bytes"), number(report, "bits_per_weight"),
+           number(environment, "peak_host_bytes") / 1048576);
+}

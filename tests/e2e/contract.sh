@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# The commands that people type, on the demo model, one after the other.
+source "$(dirname "$0")/../e2e_lib.sh"
+
+"$qalib" calibrate -m "$demo/model" --calib "$demo/demo-calib.h5" -w "$tmp/stats" >/dev/null
+[ "$(ls "$tmp"/stats/layer-*.h5 | wc -l)" -eq 6 ] || fail "one statistics file per layer"
+"$qalib" quantize -m "$demo/model" -o "$tmp/out" --method gptq --bits 4 --group-size 128 --sym --calib "$demo/demo-calib.h5" >/dev/null
+"$qalib" verify "$tmp/out" >/dev/null
+"$qalib" eval -m "$tmp/out" --tokens "$demo/demo-eval.h5" --base "$demo/model" --json >"$tmp/eval.json"
+holds "$tmp/eval.json" 'all(k in j for k in ("perplexity", "nll", "n_tokens", "protocol", "kld_mean", "kld_median", "kld_p99", "kld_max", "top1_agreement"))'
+# The base's perplexity as an independent float32 program found it; 64 rows of 255 scored tokens.
+holds "$tmp/eval.json" 'abs(j["base_perplexity"] / 51.58501 - 1) < 1e-3 and j["n_tokens"] == 64 * 255'
+holds "$tmp/eval.json" 'abs(2.718281828459045 ** j["nll"] / j["perplexity"] - 1) < 1e-9'
+holds "$tmp/eval.json" '0 <= j["kld_median"] <= j["kld_p99"] <= j["kld_max"] and 0.8 < j["top1_agreement"] <= 1'
+
+# Statistics from a store and from a fresh full-precision pass: the same bytes.
+"$qalib" quantize -m "$demo/model" -o "$tmp/from-store" --method gptq --bits 3 --group-size 64 --asym --stats "$tmp/stats" >/dev/null
+"$qalib" quantize -m "$demo/model" -o "$tmp/fresh" --method gptq --bits 3 --group-size 64 --asym --calib "$demo/demo-calib.h5" --statistics fp >/dev/null
+for shard in "$tmp"/fresh/*.safetensors; do cmp "$shard" "$tmp/from-store/$(basename "$shard")" || fail "store and fresh pass differ"; done
+
+# Once more, with another number of threads: the same bytes.
+"$qalib" quantize -m "$demo/model" -o "$tmp/again" --method gptq --bits 4 --group-size 128 --sym --calib "$demo/demo-calib.h5" --threads 1 >/dev/null
+same_files "$tmp/out" "$tmp/again"
+
+"$qalib" inspect "$tmp/out" --json >"$tmp/inspect.json"
+holds "$tmp/inspect.json" '"gptq" in str(j)'
+"$qalib" plan -m "$demo/model" --method gptq --bits 4 --group-size 128 --json >"$tmp/plan.json"
+holds "$tmp/plan.json" 'j["feasible"] and all(k in j for k in ("reasons", "output_bytes", "hessian_bytes", "peak_device_bytes", "peak_host_bytes", "disk_bytes", "seconds", "rates_source", "critical_resource", "phases"))'
+"$qalib" doctor --json >"$tmp/doctor.json"
+holds "$tmp/doctor.json" 'j'
+
+# A finished job: --resume verifies and is content; without it the directory is refused.
+"$qalib" quantize -m "$demo/model" -o "$tmp/out" --method gptq --bits 4 --group-size 128 --sym --calib "$demo/demo-calib.h5" --resume >/dev/null
+expect 73 "$tmp/out" "$qalib" quantize -m "$demo/model" -o "$tmp/out" --method gptq --bits 4 --group-size 128 --sym --calib "$demo/demo-calib.h5"
+echo "contract: all commands"

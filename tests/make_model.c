@@ -1,0 +1,41 @@
+/* make_model DIR [--layers N] [--tokens FILE] [--rows N]: a tiny random model and tokens for it, for end-to-end tests. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "formats/tokens.h"
+#include "host/rng.h"
+#include "tests/make.h"
+
+static void need(ql_status status) {
+    if (status == QL_OK) return;
+    fprintf(stderr, "make_model: %s\n", ql_last_error());
+    exit(1);
+}
+
+static void make_tokens(const char *path, int64_t rows, int64_t seq_len, int64_t vocab) {
+    token_file t = {.n_seq = rows, .seq_len = seq_len, .vocab = vocab, .n_tokens = rows * seq_len};
+    t.ids = calloc((size_t)t.n_tokens, sizeof *t.ids);
+    t.start = calloc((size_t)rows + 1, sizeof *t.start);
+    for (int64_t i = 0; i < t.n_tokens; i++) t.ids[i] = (int32_t)(ql_random(7, (uint64_t)i) % (uint64_t)vocab);
+    for (int64_t r = 0; r <= rows; r++) t.start[r] = r * seq_len;
+    need(tokens_write(path, &t, "random", 7));
+    free(t.ids);
+    free(t.start);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) return 64;
+    make_model m = make_tiny(ARCH_LLAMA);
+    const char *tokens = NULL;
+    int64_t rows = 16;
+    for (int i = 2; i + 1 < argc; i += 2) {
+        if (strcmp(argv[i], "--layers") == 0) m.layers = atoi(argv[i + 1]);
+        else if (strcmp(argv[i], "--rows") == 0) rows = atoi(argv[i + 1]);
+        else if (strcmp(argv[i], "--tokens") == 0) tokens = argv[i + 1];
+    }
+    need(ql_dir_make(argv[1]));
+    need(make_checkpoint(argv[1], &m));
+    if (tokens) make_tokens(tokens, rows, 64, m.vocab);
+    return 0;
+}
