@@ -6,199 +6,232 @@
 
 #include "formats/h5.h"
 
-/* The file as a table: a few attributes, and for every site the same items in a group of its own. */
-enum { LAYER, TOKENS, SEQUENCES, FINGERPRINT, K_ABS_MAX, V_ABS_MAX, HEAD_ITEMS };
+/* ---- the file as a table ------------------------------------------------------------------------------------------------- */
+
+enum { LAYER, N_TOKENS, N_SEQ, FINGERPRINT, HEAD_ITEMS };
 enum { COUNT, CONSUMERS, HESSIAN, SUM_SQ, SUM_ABS, ABS_MAX, MIN, MAX, ABS_HIST, SITE_ITEMS };
-enum { ITEMS = HEAD_ITEMS + SITES * SITE_ITEMS };
+enum { K_ABS_MAX, V_ABS_MAX, KV_ITEMS };
+enum { TABLE_ITEMS = HEAD_ITEMS + SITES * SITE_ITEMS + KV_ITEMS, MAX_LAYER = 9999 };
 
-static const char *const site_groups[SITES] = {"/inputs/attn_in", "/inputs/attn_out", "/inputs/mlp_in",
-                                               "/inputs/mlp_down_in"};
+typedef struct table {
+    h5_item item[TABLE_ITEMS];
+    char group[SITES][32];
+    char name[LINEARS][NAME_SIZE];
+    const char *consumers[SITES][LINEARS + 1];
+} table;
 
-static h5_item integer(const char *group, const char *name) {
-    return (h5_item){.kind = H5_INT, .group = group, .name = name, .most = INT64_MAX};
+static h5_item *site_item(table *t, int site, int which) { return &t->item[HEAD_ITEMS + site * SITE_ITEMS + which]; }
+static h5_item *kv_item(table *t, int which) { return &t->item[HEAD_ITEMS + SITES * SITE_ITEMS + which]; }
+
+static void describe_site(table *t, int site, int64_t k) {
+    static const h5_item items[SITE_ITEMS] = {
+        [COUNT] = {.kind = H5_INT, .name = "count", .most = INT64_MAX},
+        [CONSUMERS] = {.kind = H5_TEXTS, .name = "consumers"},
+        [HESSIAN] = {.kind = H5_ARRAY, .name = "hessian", .dtype = QL_F32, .rank = 2, .storage = H5_UPPER},
+        [SUM_SQ] = {.kind = H5_ARRAY, .name = "sum_sq", .dtype = QL_F64, .rank = 1},
+        [SUM_ABS] = {.kind = H5_ARRAY, .name = "sum_abs", .dtype = QL_F64, .rank = 1},
+        [ABS_MAX] = {.kind = H5_ARRAY, .name = "abs_max", .dtype = QL_F32, .rank = 1},
+        [MIN] = {.kind = H5_ARRAY, .name = "min", .dtype = QL_F32, .rank = 1},
+        [MAX] = {.kind = H5_ARRAY, .name = "max", .dtype = QL_F32, .rank = 1},
+        [ABS_HIST] = {.kind = H5_ARRAY, .name = "abs_hist", .dtype = QL_U64, .rank = 1},
+    };
+    snprintf(t->group[site], sizeof t->group[site], "/inputs/%s", site_names[site]);
+    for (int i = 0; i < SITE_ITEMS; i++) {
+        h5_item *item = site_item(t, site, i);
+        *item = items[i];
+        item->group = t->group[site];
+        item->optional = true;
+        item->dims[0] = i == ABS_HIST ? STATS_HIST_BINS : k;
+        item->dims[1] = i == HESSIAN ? k : 1;
+    }
+    site_item(t, site, CONSUMERS)->texts = t->consumers[site];
 }
 
-static h5_item array(const char *group, const char *name, ql_dtype dtype, int64_t size) {
-    return (h5_item){
-        .kind = H5_ARRAY, .group = group, .name = name, .dtype = dtype, .rank = 1, .dims = {size, 1}, .optional = true};
+static void name_consumers(table *t, int64_t layer) {
+    int used[SITES] = {0};
+    for (int id = 0; id < LINEARS; id++) {
+        module_name(t->name[id], layer, (linear_id)id);
+        t->consumers[linear_site[id]][used[linear_site[id]]++] = t->name[id];
+    }
 }
 
-static void describe_site(h5_item *items, const char *group, int64_t k) {
-    items[COUNT] = integer(group, "count");
-    items[CONSUMERS] = (h5_item){.kind = H5_TEXTS, .group = group, .name = "consumers", .absent = true};
-    items[HESSIAN] = array(group, "hessian", QL_F32, k);
-    items[HESSIAN].rank = 2;
-    items[HESSIAN].dims[1] = k;
-    items[HESSIAN].storage = H5_UPPER;
-    items[SUM_SQ] = array(group, "sum_sq", QL_F64, k);
-    items[SUM_ABS] = array(group, "sum_abs", QL_F64, k);
-    items[ABS_MAX] = array(group, "abs_max", QL_F32, k);
-    items[MIN] = array(group, "min", QL_F32, k);
-    items[MAX] = array(group, "max", QL_F32, k);
-    items[ABS_HIST] = array(group, "abs_hist", QL_U64, STATS_HIST_BINS);
-}
-
-/* width: k of each site. */
-static void describe(h5_item items[ITEMS], const int64_t width[SITES], int64_t kv_width) {
-    items[LAYER] = integer("/", "layer");
-    items[TOKENS] = integer("/", "n_tokens");
-    items[SEQUENCES] = integer("/", "n_seq");
-    items[FINGERPRINT] = (h5_item){.kind = H5_TEXT, .group = "/", .name = "source_fingerprint"};
-    items[K_ABS_MAX] = array("/kv", "k_abs_max", QL_F32, kv_width);
-    items[V_ABS_MAX] = array("/kv", "v_abs_max", QL_F32, kv_width);
-    for (site_id s = 0; s < SITES; s++) describe_site(items + HEAD_ITEMS + s * SITE_ITEMS, site_groups[s], width[s]);
+/* Widths of -1: any. */
+static void describe(table *t, const int64_t width[SITES], int64_t kv_width) {
+    static const h5_item head[HEAD_ITEMS] = {
+        [LAYER] = {.kind = H5_INT, .group = "/", .name = "layer", .most = MAX_LAYER},
+        [N_TOKENS] = {.kind = H5_INT, .group = "/", .name = "n_tokens", .most = INT64_MAX},
+        [N_SEQ] = {.kind = H5_INT, .group = "/", .name = "n_seq", .most = INT64_MAX},
+        [FINGERPRINT] = {.kind = H5_TEXT, .group = "/", .name = "source_fingerprint"},
+    };
+    memcpy(t->item, head, sizeof head);
+    for (int site = 0; site < SITES; site++) describe_site(t, site, width[site]);
+    for (int i = 0; i < KV_ITEMS; i++)
+        *kv_item(t, i) = (h5_item){.kind = H5_ARRAY,
+                                   .group = "/kv",
+                                   .name = i == K_ABS_MAX ? "k_abs_max" : "v_abs_max",
+                                   .optional = true,
+                                   .dtype = QL_F32,
+                                   .rank = 1,
+                                   .dims = {kv_width, 1}};
 }
 
 ql_status stats_path(ql_arena *arena, const char *dir, int64_t layer, char **path) {
     return ql_arena_format(arena, path, "%s/layer-%04lld.h5", dir, (long long)layer);
 }
 
-/* ---- writing ----------------------------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------------------------------------- */
 
-static void set_array(h5_item *item, const void *data) {
-    item->data = data;
-    item->absent = data == NULL;
-}
-
-/* Names of the linears that a site feeds; [LINEARS + 1], NULL-terminated. */
-static void list_consumers(site_id site, const char *names[LINEARS + 1]) {
-    int n = 0;
-    for (linear_id id = 0; id < LINEARS; id++)
-        if (linear_site[id] == site) names[n++] = linear_names[id];
-    names[n] = NULL;
-}
-
-static ql_status derive_abs_max(const stats_site *s, ql_arena *arena, float **out) {
-    *out = NULL;
-    if (!s->min || !s->max) return QL_OK;
-    QL_TRY(ql_take(arena, (size_t)s->k, sizeof **out, out));
-    for (int64_t i = 0; i < s->k; i++) (*out)[i] = fmaxf(fabsf(s->min[i]), fabsf(s->max[i]));
-    return QL_OK;
-}
-
-static ql_status set_site(h5_item *items, const stats_site *s, const char *const *consumers, ql_arena *arena) {
+static ql_status fill_site(table *t, int site, const stats_site *from, ql_arena *scratch) {
+    const void *data[SITE_ITEMS] = {[HESSIAN] = from->hessian, [SUM_SQ] = from->sum_sq, [SUM_ABS] = from->sum_abs,
+                                    [MIN] = from->min,         [MAX] = from->max,       [ABS_HIST] = from->abs_hist};
     float *abs_max;
-    QL_TRY(derive_abs_max(s, arena, &abs_max));
-    items[COUNT].value = (int64_t)s->count;
-    items[CONSUMERS].texts = consumers;
-    items[CONSUMERS].absent = false;
-    set_array(&items[HESSIAN], s->hessian);
-    set_array(&items[SUM_SQ], s->sum_sq);
-    set_array(&items[SUM_ABS], s->sum_abs);
-    set_array(&items[ABS_MAX], abs_max);
-    set_array(&items[MIN], s->min);
-    set_array(&items[MAX], s->max);
-    set_array(&items[ABS_HIST], s->abs_hist);
+    if (from->min && from->max) {
+        QL_TRY(ql_take(scratch, (size_t)from->k, sizeof *abs_max, &abs_max));
+        for (int64_t i = 0; i < from->k; i++) abs_max[i] = fmaxf(fabsf(from->min[i]), fabsf(from->max[i]));
+        data[ABS_MAX] = abs_max;
+    }
+    for (int i = HESSIAN; i < SITE_ITEMS; i++) {
+        site_item(t, site, i)->data = data[i];
+        site_item(t, site, i)->absent = !data[i];
+    }
+    site_item(t, site, COUNT)->value = (int64_t)from->count;
+    site_item(t, site, COUNT)->absent = site_item(t, site, CONSUMERS)->absent = from->k == 0;
     return QL_OK;
 }
 
-static ql_status write_items(const char *path, const stats_layer *stats, ql_arena *arena) {
-    h5_item items[ITEMS];
+static ql_status save(const char *path, const stats_layer *stats, table *t, ql_arena *scratch) {
     int64_t width[SITES];
-    const char *consumers[SITES][LINEARS + 1];
-    for (site_id s = 0; s < SITES; s++) width[s] = stats->site[s].k;
-    describe(items, width, stats->kv_width);
-    items[LAYER].value = stats->layer;
-    items[TOKENS].value = (int64_t)stats->n_tokens;
-    items[SEQUENCES].value = (int64_t)stats->n_seq;
-    items[FINGERPRINT].text = stats->fingerprint;
-    set_array(&items[K_ABS_MAX], stats->k_abs_max);
-    set_array(&items[V_ABS_MAX], stats->v_abs_max);
-    for (site_id s = 0; s < SITES; s++) {
-        list_consumers(s, consumers[s]);
-        QL_TRY(set_site(items + HEAD_ITEMS + s * SITE_ITEMS, &stats->site[s], consumers[s], arena));
-    }
-    return h5_save(path, "calib-stats", items, ITEMS);
+    for (int site = 0; site < SITES; site++) width[site] = stats->site[site].k;
+    describe(t, width, stats->kv_width);
+    name_consumers(t, stats->layer);
+    t->item[LAYER].value = stats->layer;
+    t->item[N_TOKENS].value = (int64_t)stats->n_tokens;
+    t->item[N_SEQ].value = (int64_t)stats->n_seq;
+    t->item[FINGERPRINT].text = stats->fingerprint;
+    for (int site = 0; site < SITES; site++) QL_TRY(fill_site(t, site, &stats->site[site], scratch));
+    kv_item(t, K_ABS_MAX)->data = stats->k_abs_max;
+    kv_item(t, V_ABS_MAX)->data = stats->v_abs_max;
+    for (int i = 0; i < KV_ITEMS; i++) kv_item(t, i)->absent = stats->kv_width == 0 || !kv_item(t, i)->data;
+    return h5_save(path, "calib-stats", t->item, TABLE_ITEMS);
 }
 
 ql_status stats_write(const char *path, const stats_layer *stats) {
-    ql_arena *arena;
-    QL_TRY(ql_arena_open(NULL, &arena));
-    ql_status status = write_items(path, stats, arena);
-    ql_arena_close(arena);
+    ql_arena *scratch;
+    table *t;
+    QL_TRY(ql_arena_open(NULL, &scratch));
+    ql_status status = ql_take(scratch, 1, sizeof *t, &t);
+    if (status == QL_OK) status = save(path, stats, t, scratch);
+    ql_arena_close(scratch);
     return status;
 }
 
-/* ---- reading ----------------------------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------------------------------------- */
 
-static const void *data_of(const h5_item *item) { return item->absent ? NULL : item->data; }
-
-static void get_site(const h5_item *items, int64_t k, stats_site *out) {
-    *out = (stats_site){
-        .k = k,
-        .count = (uint64_t)items[COUNT].value,
-        .hessian = (float *)(uintptr_t)data_of(&items[HESSIAN]),
-        .sum_sq = (double *)(uintptr_t)data_of(&items[SUM_SQ]),
-        .sum_abs = (double *)(uintptr_t)data_of(&items[SUM_ABS]),
-        .min = (float *)(uintptr_t)data_of(&items[MIN]),
-        .max = (float *)(uintptr_t)data_of(&items[MAX]),
-        .abs_hist = (uint64_t *)(uintptr_t)data_of(&items[ABS_HIST]),
-    };
+static ql_status cannot_be(const char *path, int site, const char *what) {
+    return ql_fail(QL_FORMAT, "%s: %s: %s", path, site_names[site], what);
 }
 
-/* An H that is not finite or has a negative diagonal was not summed by anybody. */
-static ql_status check_site(const char *path, site_id site, const stats_site *s) {
-    for (int64_t i = 0; s->hessian && i < s->k; i++)
-        if (!(s->hessian[i * s->k + i] >= 0 && s->hessian[i * s->k + i] < INFINITY))
-            return ql_fail(QL_FORMAT, "%s: %s/hessian has %g on its diagonal, row %lld", path, site_groups[site],
-                           (double)s->hessian[i * s->k + i], (long long)i);
+/* Widths of a file read without a config must agree with each other. */
+static ql_status find_width(const char *path, table *t, int site, int64_t *k) {
+    *k = 0;
+    for (int i = HESSIAN; i < ABS_HIST; i++) {
+        const h5_item *item = site_item(t, site, i);
+        if (item->absent) continue;
+        if ((*k && *k != item->dims[0]) || item->dims[0] == 0 || (i == HESSIAN && item->dims[0] != item->dims[1]))
+            return cannot_be(path, site, "its datasets have different widths");
+        *k = item->dims[0];
+    }
+    return QL_OK;
+}
+
+static ql_status check_kinds(const char *path, table *t, int site) {
+    bool any = false, moments = false, all = true;
+    for (int i = HESSIAN; i < SITE_ITEMS; i++) {
+        bool here = !site_item(t, site, i)->absent;
+        any |= here;
+        if (i < SUM_SQ || i > MAX) continue;
+        moments |= here;
+        all &= here;
+    }
+    if (any && site_item(t, site, COUNT)->absent) return cannot_be(path, site, "count is missing");
+    if (moments && !all) return cannot_be(path, site, "some of sum_sq, sum_abs, abs_max, min and max are missing");
+    return QL_OK;
+}
+
+static ql_status check_moments(const char *path, int site, const stats_site *s) {
+    for (int64_t i = 0; s->sum_sq && i < s->k; i++) {
+        if (!(s->sum_sq[i] >= 0 && isfinite(s->sum_sq[i]) && s->sum_abs[i] >= 0 && isfinite(s->sum_abs[i])))
+            return cannot_be(path, site, "a sum is negative or not finite");
+        if (s->count && !(s->min[i] <= s->max[i] && isfinite(s->min[i]) && isfinite(s->max[i])))
+            return cannot_be(path, site, "a minimum is above its maximum, or not finite");
+    }
+    return QL_OK;
+}
+
+static ql_status check_hist(const char *path, int site, const stats_site *s) {
+    uint64_t sum = 0, expected;
+    if (!s->abs_hist || s->k == 0) return QL_OK;
+    for (int i = 0; i < STATS_HIST_BINS; i++)
+        if (!ql_add_size(sum, s->abs_hist[i], &sum)) return cannot_be(path, site, "abs_hist overflows");
+    if (!ql_mul_size(s->count, (uint64_t)s->k, &expected) || sum != expected)
+        return cannot_be(path, site, "abs_hist does not add up to count * k");
+    return QL_OK;
+}
+
+/* Writers may fill both triangles; what is promised is the upper. */
+static ql_status check_hessian(const char *path, int site, const stats_site *s) {
+    for (int64_t row = 0; s->hessian && row < s->k; row++) {
+        float *h = s->hessian + row * s->k;
+        memset(h, 0, (size_t)row * sizeof *h);
+        if (!(h[row] >= 0)) return cannot_be(path, site, "the diagonal of hessian has a negative element or NaN");
+        for (int64_t col = row; col < s->k; col++)
+            if (!isfinite(h[col])) return cannot_be(path, site, "hessian has an element that is not finite");
+    }
+    return QL_OK;
+}
+
+static ql_status take_site(const char *path, table *t, int site, stats_site *to) {
+    QL_TRY(check_kinds(path, t, site));
+    *to = (stats_site){.count = (uint64_t)site_item(t, site, COUNT)->value,
+                       .hessian = (float *)site_item(t, site, HESSIAN)->data,
+                       .sum_sq = (double *)site_item(t, site, SUM_SQ)->data,
+                       .sum_abs = (double *)site_item(t, site, SUM_ABS)->data,
+                       .min = (float *)site_item(t, site, MIN)->data,
+                       .max = (float *)site_item(t, site, MAX)->data,
+                       .abs_hist = (uint64_t *)site_item(t, site, ABS_HIST)->data};
+    QL_TRY(find_width(path, t, site, &to->k));
+    QL_TRY(check_moments(path, site, to));
+    QL_TRY(check_hist(path, site, to));
+    return check_hessian(path, site, to);
+}
+
+static ql_status load(const char *path, table *t, ql_arena *arena, stats_layer *out) {
+    QL_TRY(h5_load(path, "calib-stats", t->item, TABLE_ITEMS, arena));
+    *out = (stats_layer){.layer = t->item[LAYER].value,
+                         .n_tokens = (uint64_t)t->item[N_TOKENS].value,
+                         .n_seq = (uint64_t)t->item[N_SEQ].value};
+    if (strlen(t->item[FINGERPRINT].text) >= sizeof out->fingerprint)
+        return ql_fail(QL_FORMAT, "%s: source_fingerprint is longer than %zu characters", path,
+                       sizeof out->fingerprint - 1);
+    strcpy(out->fingerprint, t->item[FINGERPRINT].text);
+    for (int site = 0; site < SITES; site++) {
+        QL_TRY(take_site(path, t, site, &out->site[site]));
+        if (out->site[site].count > out->n_tokens) return cannot_be(path, site, "count is above n_tokens");
+    }
+    const h5_item *k = kv_item(t, K_ABS_MAX), *v = kv_item(t, V_ABS_MAX);
+    if (k->absent != v->absent || (!k->absent && k->dims[0] != v->dims[0]))
+        return ql_fail(QL_FORMAT, "%s: k_abs_max and v_abs_max do not have the same width", path);
+    out->kv_width = k->absent ? 0 : k->dims[0];
+    out->k_abs_max = (float *)k->data;
+    out->v_abs_max = (float *)v->data;
     return QL_OK;
 }
 
 ql_status stats_read(const char *path, const model_config *config, ql_arena *arena, stats_layer *out) {
-    h5_item items[ITEMS];
     int64_t width[SITES];
-    for (site_id s = 0; s < SITES; s++) width[s] = site_width(config, s);
-    describe(items, width, config->kv_heads);
-    QL_TRY(h5_load(path, "calib-stats", items, ITEMS, arena));
-    *out = (stats_layer){
-        .layer = items[LAYER].value,
-        .n_tokens = (uint64_t)items[TOKENS].value,
-        .n_seq = (uint64_t)items[SEQUENCES].value,
-        .k_abs_max = (float *)(uintptr_t)data_of(&items[K_ABS_MAX]),
-        .v_abs_max = (float *)(uintptr_t)data_of(&items[V_ABS_MAX]),
-    };
-    out->kv_width = out->k_abs_max ? config->kv_heads : 0;
-    snprintf(out->fingerprint, sizeof out->fingerprint, "%s", items[FINGERPRINT].text);
-    for (site_id s = 0; s < SITES; s++) {
-        get_site(items + HEAD_ITEMS + s * SITE_ITEMS, width[s], &out->site[s]);
-        QL_TRY(check_site(path, s, &out->site[s]));
-    }
-    return QL_OK;
-}
-
-/* ---- merging ----------------------------------------------------------------------------------------------------------- */
-
-static bool same_kinds(const stats_site *a, const stats_site *b) {
-    return a->k == b->k && !a->hessian == !b->hessian && !a->sum_sq == !b->sum_sq && !a->abs_hist == !b->abs_hist;
-}
-
-static void merge_site(stats_site *to, const stats_site *from) {
-    to->count += from->count;
-    for (int64_t i = 0; to->hessian && i < to->k * to->k; i++)
-        to->hessian[i] = (float)((double)to->hessian[i] + (double)from->hessian[i]);
-    for (int64_t i = 0; to->sum_sq && i < to->k; i++) {
-        to->sum_sq[i] += from->sum_sq[i];
-        to->sum_abs[i] += from->sum_abs[i];
-        to->min[i] = fminf(to->min[i], from->min[i]);
-        to->max[i] = fmaxf(to->max[i], from->max[i]);
-    }
-    for (int64_t i = 0; to->abs_hist && i < STATS_HIST_BINS; i++) to->abs_hist[i] += from->abs_hist[i];
-}
-
-ql_status stats_merge(stats_layer *to, const stats_layer *from) {
-    if (to->layer != from->layer || strcmp(to->fingerprint, from->fingerprint) != 0 || to->kv_width != from->kv_width)
-        return ql_fail(QL_MISMATCH, "layer %lld: the stores are of different models or layers", (long long)to->layer);
-    for (site_id s = 0; s < SITES; s++)
-        if (!same_kinds(&to->site[s], &from->site[s]))
-            return ql_fail(QL_MISMATCH, "layer %lld, %s: the stores hold different kinds of statistics",
-                           (long long)to->layer, site_names[s]);
-    to->n_tokens += from->n_tokens;
-    to->n_seq += from->n_seq;
-    for (site_id s = 0; s < SITES; s++) merge_site(&to->site[s], &from->site[s]);
-    for (int64_t h = 0; h < to->kv_width; h++) {
-        to->k_abs_max[h] = fmaxf(to->k_abs_max[h], from->k_abs_max[h]);
-        to->v_abs_max[h] = fmaxf(to->v_abs_max[h], from->v_abs_max[h]);
-    }
-    return QL_OK;
+    table *t;
+    for (int site = 0; site < SITES; site++) width[site] = config ? site_width(config, (site_id)site) : -1;
+    QL_TRY(ql_take(arena, 1, sizeof *t, &t));
+    describe(t, width, config ? config->kv_heads : -1);
+    return load(path, t, arena, out);
 }

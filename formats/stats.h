@@ -7,7 +7,8 @@
  *     abs_hist        U64 [32768]: count of |x| by its bfloat16 bits
  *   /kv/k_abs_max     F32 [n_kv], K after RoPE; /kv/v_abs_max
  *
- * A store serves any method: sums are plain sums (no factor 2, no 1/n), counts stand beside them.
+ * A store serves any method: sums are plain sums (no factor 2, no 1/n), counts stand beside them.  source_fingerprint is that of
+ * the model alone, so stores of one model from disjoint calibration sets merge, and the merged one keeps it.
  */
 #ifndef FORMATS_STATS_H
 #define FORMATS_STATS_H
@@ -42,10 +43,12 @@ ql_status stats_path(ql_arena *arena, const char *dir, int64_t layer, char **pat
 /* Temporary file, re-read and compared, fsync, rename. */
 ql_status stats_write(const char *path, const stats_layer *stats);
 
-/* Reads what the file has; the widths must be those of `config`.  Damage is QL_FORMAT. */
+/* Reads what the file has; the widths must be those of `config` (NULL: any that agree with each other).  Damage is QL_FORMAT, as
+ * are values that cannot be: not finite, min above max, a histogram that does not add up to count * k. */
 ql_status stats_read(const char *path, const model_config *config, ql_arena *arena, stats_layer *out);
 
-/* to += from: counts, minima, maxima and histograms exactly, sums in FP64.  Both must have the same kinds and widths. */
+/* to += from: counts, minima, maxima and histograms exactly, sums in FP64.  QL_MISMATCH unless both are the same layer of the
+ * same model (fingerprint) with the same kinds and widths. */
 ql_status stats_merge(stats_layer *to, const stats_layer *from);
 
 #endif
