@@ -76,9 +76,10 @@ static ql_status failed(const writer *w, const h5_item *item) {
 static ql_status open_group(const writer *w, const h5_item *item, hid_t *group) {
     *group = H5Gopen2(w->file, item->group, H5P_DEFAULT);
     if (*group >= 0) return QL_OK;
-    hid_t parents = H5Pcreate(H5P_LINK_CREATE);
+    hid_t parents = H5Pcreate(H5P_LINK_CREATE), list = H5Pcreate(H5P_GROUP_CREATE);
     H5Pset_create_intermediate_group(parents, 1);
-    *group = H5Gcreate2(w->file, item->group, parents, H5P_DEFAULT, H5P_DEFAULT);
+    H5Pset_obj_track_times(list, false);
+    *group = H5Gcreate2(w->file, item->group, parents, list, H5P_DEFAULT);
     return *group < 0 ? failed(w, item) : QL_OK;
 }
 
@@ -100,7 +101,8 @@ static ql_status write_attribute(const writer *w, const h5_item *item, hid_t gro
     return attribute < 0 || H5Awrite(attribute, memory, data) < 0 || H5Aclose(attribute) < 0 ? failed(w, item) : QL_OK;
 }
 
-/* About 1 MiB a chunk, whole rows where they fit; fletcher32 makes a damaged chunk an error instead of numbers. */
+/* About 1 MiB a chunk, whole rows where they fit; fletcher32 makes a damaged chunk an error instead of numbers.  No times: equal
+ * content is to be equal bytes. */
 static hid_t storage_list(const h5_item *item, const hsize_t dims[2]) {
     hsize_t chunk[2] = {TILE, TILE};
     if (item->storage != H5_UPPER) {
@@ -113,8 +115,9 @@ static hid_t storage_list(const h5_item *item, const hsize_t dims[2]) {
         if (chunk[i] > dims[i]) chunk[i] = dims[i];
     hid_t list = H5Pcreate(H5P_DATASET_CREATE);
     bool compress = item->storage == H5_COMPRESSED;
-    if (list < 0 || H5Pset_chunk(list, item->rank, chunk) < 0 || (compress && H5Pset_shuffle(list) < 0) ||
-        (compress && H5Pset_deflate(list, 1) < 0) || H5Pset_fletcher32(list) < 0)
+    if (list < 0 || H5Pset_obj_track_times(list, false) < 0 || H5Pset_chunk(list, item->rank, chunk) < 0 ||
+        (compress && H5Pset_shuffle(list) < 0) || (compress && H5Pset_deflate(list, 1) < 0) ||
+        H5Pset_fletcher32(list) < 0)
         return -1;
     return list;
 }
