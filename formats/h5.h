@@ -9,8 +9,8 @@
  * libhdf5 was not written for hostile bytes: damaged files crash it or make it loop, and links, external storage and
  * plugins let a file read others; after a failed write it cannot even close.  So the process that does the job never calls it.
  * A forked child does.  When reading, it can open no second file, has limits on memory and processor time, and sends what was
- * asked for through a pipe; whatever happens to it is a sentence here.  Only hard links, plain layouts, the filters deflate, shuffle and fletcher32, and the types and shapes of
- * the table are read, and shapes are compared before anything is allocated.
+ * asked for through a pipe; whatever happens to it is a sentence here.  Only hard links, plain layouts, the filters deflate,
+ * shuffle and fletcher32, and the types and shapes of the table are read, and shapes are compared before anything is allocated.
  *
  * Beside the items every file carries format, version = 1, content_sha256 (over all items; a file of another program may lack it,
  * but a wrong one is damage) and complete = 1.
@@ -27,7 +27,11 @@ typedef enum h5_kind {
     H5_ARRAY  /* dataset */
 } h5_kind;
 
-typedef enum h5_storage { H5_COMPRESSED, H5_UPPER } h5_storage;
+/* How a dataset is written, always with fletcher32. */
+typedef enum h5_storage {
+    H5_COMPRESSED, /* gzip and shuffle */
+    H5_UPPER       /* by tiles; those below the diagonal are left out and read as zero */
+} h5_storage;
 
 enum { H5_TEXT_SIZE = 4096 }; /* bytes of a string that is read, with its 0 */
 
@@ -35,15 +39,14 @@ typedef struct h5_item {
     h5_kind kind;
     const char *group, *name; /* "/" or "/inputs/attn_in"; plain names, no links on the way */
     bool optional;            /* reading: may be missing */
-    bool absent; /* reading: it was; an item that is absent from the start is neither written nor looked for */
+    bool absent;              /* reading: it was; one that is absent from the start is neither written nor looked for */
     int64_t value, least, most;
     const char *text, *const *texts; /* texts: NULL-terminated */
     ql_dtype dtype;                  /* F32, F64, I32, I64, U64; integers of another width are converted when read */
     int rank;                        /* 1 or 2 */
     int64_t dims[2];                 /* reading: -1 accepts any length that the file could hold */
     const void *data;
-    h5_storage
-        storage; /* writing: gzip and shuffle; or by tiles, those below the diagonal left out.  Both with fletcher32 */
+    h5_storage storage;
     bool extendable; /* writing: the first axis is unlimited */
 } h5_item;
 
@@ -56,8 +59,8 @@ ql_status h5_save(const char *path, const char *format, const h5_item *items, in
 
 /* ---- between the files of this module ----------------------------------------------------------------------------------- */
 
-/* What the child says about one item; `bytes` of text or, if status is not QL_OK, of its sentence follow.  The message of an array has
- * its dims alone; then come its slabs of whole rows, each with a message of its own. */
+/* What the child says about one item; `bytes` of text or, if status is not QL_OK, of its sentence follow.  The message of an array
+ * has its dims alone; then come its slabs of whole rows, each with a message of its own. */
 typedef struct h5_message {
     int32_t status, absent;
     int64_t value, dims[2];
