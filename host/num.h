@@ -68,7 +68,9 @@ QL_BOTH float ql_round_f16(float x) { return ql_f16_to_f32(ql_f32_to_f16(x)); }
 /* One code of a grid.  `inverse` is not used: a true division, so that every backend and reference rounds the same value. */
 QL_BOTH int ql_encode(float w, float scale, int zero, int maxq) {
     float q = rintf(w / scale) + (float)zero;
-    return (int)(q < 0.0f ? 0.0f : q > (float)maxq ? (float)maxq : q);
+    q = q < 0.0f ? 0.0f : q; /* two steps: a comparison that runs always can be vectorized */
+    q = q > (float)maxq ? (float)maxq : q;
+    return (int)q;
 }
 
 QL_BOTH float ql_decode(int code, float scale, int zero) { return scale * (float)(code - zero); }

@@ -8,48 +8,9 @@
  * of the case and n = k = 1024.  FLOPs are those that the formula needs: hessian m k (k + 1), loss 4 n k^2, attention 4 d per
  * query and key that it sees.  Cases without products (swiglu, nll ...) are counted in values: Gvalues/s, no ratio.
  */
-#include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
+#include "perf/bench.h"
 
-#include "host/cpu/blas.h"
-#include "host/mat.h"
-#include "host/rng.h"
-
-enum { MOST_REPEATS = 1000, HEAD = 64, GROUP = 128, MOST_SEQUENCES = 64 };
-
-static ql_ctx *ctx;
-static int repeats = 15;
-static void (*set_blas_threads)(int);
-
-static double seconds(void) {
-    struct timespec t;
-    clock_gettime(ql_ctx_threads(ctx) == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void need(ql_status status) {
-    if (status == QL_OK) return;
-    fprintf(stderr, "bench_cpu: %s\n", ql_last_error());
-    exit(1);
-}
-
-static ql_mat zeros(ql_dtype dtype, int64_t rows, int64_t cols) {
-    ql_mat mat = ql_mat_of(NULL, dtype, rows, cols);
-    need(ql_alloc(ctx, ql_mat_bytes(mat), &mat.data));
-    memset(mat.data, 0, ql_mat_bytes(mat));
-    return mat;
-}
-
-/* Uniform values of variance 1: quicker to make than normal ones. */
-static ql_mat random_mat(int64_t rows, int64_t cols, uint64_t seed) {
-    ql_mat mat = zeros(QL_F32, rows, cols);
-    for (int64_t i = 0; i < rows * cols; i++)
-        ((float *)mat.data)[i] = (float)(3.4641 * (ql_random_uniform(seed, (uint64_t)i) - 0.5));
-    return mat;
-}
+enum { HEAD = 64, GROUP = 128, MOST_SEQUENCES = 64 };
 
 /* What a case needs; each uses some of it. */
 typedef struct operands {
@@ -141,29 +102,8 @@ static void release(const operands *o) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) ql_free(ctx, all[i].data);
 }
 
-static void plain_sgemm(ql_mat x, ql_mat w, ql_mat y) {
-    const int m = (int)x.rows, n = (int)w.rows, k = (int)x.cols;
-    const float one = 1, zero = 0;
-    if (set_blas_threads) set_blas_threads(ql_ctx_threads(ctx));
-    sgemm_("T", "N", &n, &m, &k, &one, w.data, &k, x.data, &k, &zero, y.data, &n);
-    if (set_blas_threads) set_blas_threads(1);
-}
-
-/* Idle threads of both libraries spin for some 25 ms before they sleep, on the cores that the next measurement needs. */
-static void settle(void) { nanosleep(&(struct timespec){.tv_nsec = 40000000}, NULL); }
-
-static int compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile(double *sample, double q) {
-    qsort(sample, (size_t)repeats, sizeof *sample, compare);
-    return sample[(int)(q * (repeats - 1) + 0.5)];
-}
-
 static void measure(const bench *c) {
-    static double ours[MOST_REPEATS], plain[MOST_REPEATS], ratio[MOST_REPEATS];
+    static sample ours, plain, ratio;
     int64_t n = is_dense(c) ? c->n : 1024, k = is_dense(c) ? c->k : 1024;
     operands o = prepare(c);
     ql_mat x = random_mat(c->m, k, 6), w = random_mat(n, k, 7), y = zeros(QL_F32, c->m, n);
@@ -193,13 +133,7 @@ static void measure(const bench *c) {
 }
 
 int main(int argc, char **argv) {
-    if (argc > 1) repeats = atoi(argv[1]);
-    if (repeats < 1 || repeats > MOST_REPEATS) {
-        fprintf(stderr, "bench_cpu: expected 1 to %d repeats\n", MOST_REPEATS);
-        return 64;
-    }
-    need(ql_ctx_open("cpu", argc > 2 ? atoi(argv[2]) : 0, &ctx));
-    *(void **)&set_blas_threads = dlsym(RTLD_DEFAULT, "openblas_set_num_threads");
+    bench_open("bench_cpu", argc, argv);
     const bench cases[] = {
         product("gemm", 32, 4096, 256, 256),
         product("gemm", 32, 4096, 768, 256),

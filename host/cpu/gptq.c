@@ -19,9 +19,9 @@
 #include "host/num.h"
 #include "host/ops.h"
 
-/* PANEL: high enough for products at full speed, low enough that 1024 rows feed 16 threads.  LEAF: below, a product costs more than
- * the loop.  Measured: perf/LOG.md, "solver". */
-enum { PANEL = 128, LEAF = 32 };
+/* PANEL: products reach their speed, and 1024 rows still feed 8 threads.  LEAF: below, a product costs more than the loop.  Measured:
+ * perf/LOG.md, "solver". */
+enum { PANEL = 128, LEAF = 16 };
 
 typedef struct problem {
     ql_mat w, r, order, codes;
@@ -31,10 +31,10 @@ typedef struct problem {
 /* One thread's rows, transposed. */
 typedef struct panel {
     int64_t first, rows;
-    float (*sum)[PANEL];   /* [k] by position: sum_p, and once position p is rounded, e_p */
-    float (*scale)[PANEL]; /* [G] */
-    float (*zero)[PANEL];  /* [G] */
-    float (*w)[PANEL];     /* [LEAF] */
+    float (*sum)[PANEL];    /* [k] by position: sum_p, and once position p is rounded, e_p */
+    float (*scale)[PANEL];  /* [G] */
+    int32_t (*zero)[PANEL]; /* [G] */
+    float (*w)[PANEL];      /* [LEAF] */
     uint8_t (*codes)[PANEL];
 } panel;
 
@@ -46,14 +46,15 @@ static size_t panel_bytes(int64_t k, int64_t groups) {
 static panel open_panel(const problem *p, int64_t first, void *memory) {
     int64_t k = p->w.cols, groups = ql_groups(k, p->grid->group);
     panel t = {first, p->w.rows - first < PANEL ? p->w.rows - first : PANEL, memory, NULL, NULL, NULL, NULL};
-    t.scale = t.sum + k, t.zero = t.scale + groups, t.w = t.zero + groups, t.codes = (void *)(t.w + LEAF);
+    t.scale = t.sum + k, t.zero = (void *)(t.scale + groups), t.w = (void *)(t.zero + groups),
+    t.codes = (void *)(t.w + LEAF);
     memset(t.sum, 0, (size_t)k * sizeof *t.sum);
     memset(t.w, 0, LEAF * sizeof *t.w);
     for (int64_t g = 0; g < groups; g++)
         for (int64_t i = 0; i < PANEL; i++) {
             int64_t row = first + i;
             t.scale[g][i] = i < t.rows ? ((const float *)p->grid->scale.data)[row * p->grid->scale.ld + g] : 1.0f;
-            t.zero[g][i] = i < t.rows ? ((const uint8_t *)p->grid->zero.data)[row * p->grid->zero.ld + g] : 0.0f;
+            t.zero[g][i] = i < t.rows ? ((const uint8_t *)p->grid->zero.data)[row * p->grid->zero.ld + g] : 0;
         }
     return t;
 }
@@ -73,13 +74,10 @@ static void store_codes(const problem *p, const panel *t, int64_t begin, int64_t
 }
 
 /* One column of the panel: its sums become its errors. */
-static void round_column(const float *restrict w, const float *restrict scale, const float *restrict zero, float pivot,
-                         int maxq, float *restrict sum, uint8_t *restrict codes) {
-    for (int i = 0; i < PANEL; i++) {
-        int code = ql_encode(w[i] + sum[i] / pivot, scale[i], (int)zero[i], maxq);
-        codes[i] = (uint8_t)code;
-        sum[i] = w[i] - ql_decode(code, scale[i], (int)zero[i]);
-    }
+static void round_column(const float *restrict w, const float *restrict scale, const int32_t *restrict zero,
+                         float pivot, int maxq, float *restrict sum, uint8_t *restrict codes) {
+    for (int i = 0; i < PANEL; i++) codes[i] = (uint8_t)ql_encode(w[i] + sum[i] / pivot, scale[i], zero[i], maxq);
+    for (int i = 0; i < PANEL; i++) sum[i] = w[i] - ql_decode(codes[i], scale[i], zero[i]);
 }
 
 static void feed_back(const float *restrict error, float r, float *restrict sum) {
