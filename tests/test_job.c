@@ -1,0 +1,200 @@
+/* Whole jobs on tiny models of every architecture, and what a committed layer remembers. */
+#include "tests/test.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "calib/evaluate.h"
+#include "calib/job.h"
+#include "calib/verify.h"
+#include "host/file.h"
+#include "host/mat.h"
+#include "host/rng.h"
+#include "tests/make.h"
+
+enum { ROWS = 8, LENGTH = 32 };
+
+/* A directory with model/, tokens.h5, and room for outputs. */
+typedef struct place {
+    char dir[MAKE_PATH], model[MAKE_PATH + 16], tokens[MAKE_PATH + 16], out[MAKE_PATH + 16], work[MAKE_PATH + 16];
+    ql_ctx *ctx;
+    ql_arena *arena;
+} place;
+
+static place open_place(const make_model *m) {
+    place p;
+    make_dir(p.dir);
+    snprintf(p.model, sizeof p.model, "%s/model", p.dir);
+    snprintf(p.tokens, sizeof p.tokens, "%s/tokens.h5", p.dir);
+    snprintf(p.out, sizeof p.out, "%s/out", p.dir);
+    snprintf(p.work, sizeof p.work, "%s/work", p.dir);
+    assert_ok(ql_dir_make(p.model));
+    assert_ok(make_checkpoint(p.model, m));
+    assert_ok(ql_ctx_open("cpu", 2, &p.ctx));
+    assert_ok(ql_arena_open(NULL, &p.arena));
+    int32_t ids[ROWS * LENGTH];
+    int64_t start[ROWS + 1];
+    for (int i = 0; i < ROWS * LENGTH; i++) ids[i] = (int32_t)(ql_random(5, (uint64_t)i) % (uint64_t)m->vocab);
+    for (int s = 0; s <= ROWS; s++) start[s] = s * LENGTH;
+    const token_file t = {
+        .n_seq = ROWS, .seq_len = LENGTH, .vocab = m->vocab, .n_tokens = ROWS * LENGTH, .ids = ids, .start = start};
+    assert_ok(tokens_write(p.tokens, &t, "random", 5));
+    return p;
+}
+
+static void close_place(place *p) {
+    ql_ctx_close(p->ctx);
+    ql_arena_close(p->arena);
+    assert_ok(ql_dir_remove(p->dir));
+}
+
+static quantize_request request_of(const place *p, int bits) {
+    quantize_request r = {.model_dir = p->model,
+                          .out_dir = p->out,
+                          .work_dir = p->work,
+                          .tokens_path = p->tokens,
+                          .mode = STATISTICS_PROPAGATED,
+                          .shard_size = 5000000000u};
+    recipe_defaults(&r.recipe);
+    r.recipe.base.bits = bits;
+    r.recipe.base.group = 32;
+    return r;
+}
+
+static json_t *quantize(place *p, quantize_request *r) {
+    json_t *report;
+    verify_result found;
+    assert_ok(recipe_check(&r->recipe));
+    assert_ok(quantize_run(p->ctx, r, &report));
+    assert_ok(verify_directory(r->out_dir, p->model, p->arena, &found));
+    if (found.findings) fail_msg("%s", found.finding[0]);
+    return report;
+}
+
+/* Mean KL of a directory against the original, on the calibration rows. */
+static double kl_of(place *p, const char *dir) {
+    model m, base;
+    token_file tokens;
+    progress *quiet;
+    evaluation e;
+    assert_ok(tokens_read(p->tokens, p->arena, &tokens));
+    assert_ok(model_open(p->ctx, dir, &m));
+    assert_ok(model_open(p->ctx, p->model, &base));
+    assert_ok(progress_open(PROGRESS_NONE, "test", 1, &quiet));
+    assert_ok(evaluate(p->ctx, &m, &base, &tokens, quiet, &e));
+    progress_close(quiet);
+    model_close(&m);
+    model_close(&base);
+    return e.kld_mean;
+}
+
+/* Every architecture survives the trip; 8 bits are 16 times finer than 4, their KL (quadratic in the error) at least 50 times less. */
+static void every_architecture_is_quantized_and_read_back(void **state) {
+    (void)state;
+    const arch all[] = {ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        make_model m = make_tiny(all[i]);
+        place p = open_place(&m);
+        double kl[2];
+        for (int b = 0; b < 2; b++) {
+            quantize_request r = request_of(&p, b ? 8 : 4);
+            json_decref(quantize(&p, &r));
+            kl[b] = kl_of(&p, p.out);
+            assert_ok(ql_dir_remove(p.out));
+            assert_ok(ql_dir_remove(p.work));
+        }
+        if (!(kl[0] > 0 && kl[0] < 0.05 && kl[1] < kl[0] / 50)) fail_msg("%d: KL %g and %g", (int)all[i], kl[0], kl[1]);
+        close_place(&p);
+    }
+}
+
+/* A dense output is the dequantized result: the same KL as the packed one but for the rounding of weights to BF16. */
+static void dense_output_holds_the_same_model(void **state) {
+    (void)state;
+    make_model m = make_tiny(ARCH_LLAMA);
+    place p = open_place(&m);
+    quantize_request r = request_of(&p, 3);
+    json_decref(quantize(&p, &r));
+    double packed = kl_of(&p, p.out);
+    assert_ok(ql_dir_remove(p.out));
+    assert_ok(ql_dir_remove(p.work));
+    r.format = OUTPUT_DENSE;
+    json_t *report;
+    assert_ok(quantize_run(p.ctx, &r, &report));
+    json_decref(report);
+    double dense = kl_of(&p, p.out);
+    if (!(fabs(dense / packed - 1) < 0.05)) fail_msg("packed %g, dense %g", packed, dense);
+    close_place(&p);
+}
+
+static void report_counts_every_module(void **state) {
+    (void)state;
+    make_model m = make_tiny(ARCH_LLAMA);
+    place p = open_place(&m);
+    quantize_request r = request_of(&p, 4);
+    json_t *report = quantize(&p, &r), *totals = json_object_get(report, "totals");
+    assert_int_equal(json_integer_value(json_object_get(totals, "modules_quantized")), m.layers * LINEARS);
+    assert_int_equal(json_integer_value(json_object_get(totals, "fallbacks")), 0);
+    assert_true(json_real_value(json_object_get(totals, "loss_over_rtn")) < 1);
+    assert_string_equal(json_string_value(json_object_get(report, "statistics")), "propagated");
+    json_decref(report);
+    close_place(&p);
+}
+
+/* What a layer's file gives back is what was put in, bit for bit, g_idx included. */
+static void committed_layer_reads_back(void **state) {
+    (void)state;
+    make_model m = make_tiny(ARCH_LLAMA);
+    place p = open_place(&m);
+    model loaded;
+    assert_ok(model_open(p.ctx, p.model, &loaded));
+    const engine e = {.model = &loaded};
+    module_rule rules[LINEARS];
+    layer_result put = {.layer = 1}, got;
+    for (linear_id id = 0; id < LINEARS; id++) {
+        qmodule *q = &put.module[id];
+        char *name;
+        rules[id] = (module_rule){.bits = 3, .group = 32, .skip = id == LIN_V};
+        put.quantized[id] = !rules[id].skip;
+        assert_ok(layer_module_name(p.arena, 1, id, &name));
+        linear_shape(&loaded.config, id, &q->n, &q->k);
+        q->name = name, q->bits = 3, q->group = 32;
+        size_t words = (size_t)(q->n * ql_packed_words(q->k, 3)), scales = (size_t)(q->n * ql_groups(q->k, 32));
+        assert_ok(ql_take(p.arena, words, 4, &q->codes));
+        assert_ok(ql_take(p.arena, scales, 4, &q->scale));
+        assert_ok(ql_take(p.arena, scales, 1, &q->zero));
+        for (size_t i = 0; i < words; i++) q->codes[i] = (uint32_t)ql_random(id, i);
+        for (size_t i = 0; i < scales; i++) q->scale[i] = (float)i, q->zero[i] = (uint8_t)(i % 7);
+        if (id != LIN_DOWN) continue;
+        assert_ok(ql_take(p.arena, (size_t)q->k, 4, &q->g_idx));
+        for (int64_t i = 0; i < q->k; i++) q->g_idx[i] = (int32_t)(i * 7 % 4);
+    }
+    assert_ok(layer_save(p.out, &put, p.arena));
+    assert_ok(layer_load(p.out, &e, 1, rules, p.arena, &got));
+    for (linear_id id = 0; id < LINEARS; id++) {
+        const qmodule *a = &put.module[id], *b = &got.module[id];
+        assert_int_equal(put.quantized[id], got.quantized[id]);
+        if (!put.quantized[id]) continue;
+        assert_memory_equal(a->codes, b->codes, (size_t)(a->n * ql_packed_words(a->k, 3)) * 4);
+        assert_memory_equal(a->scale, b->scale, (size_t)(a->n * ql_groups(a->k, 32)) * 4);
+        assert_memory_equal(a->zero, b->zero, (size_t)(a->n * ql_groups(a->k, 32)));
+        assert_int_equal(a->g_idx == NULL, b->g_idx == NULL);
+        if (a->g_idx) assert_memory_equal(a->g_idx, b->g_idx, (size_t)a->k * 4);
+    }
+    rules[LIN_UP].bits = 4; /* other codes than the file has */
+    assert_refused(layer_load(p.out, &e, 1, rules, p.arena, &got), QL_FORMAT, "up_proj.codes");
+    assert_int_equal(unlink(p.out), 0);
+    model_close(&loaded);
+    close_place(&p);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_architecture_is_quantized_and_read_back),
+        cmocka_unit_test(dense_output_holds_the_same_model),
+        cmocka_unit_test(report_counts_every_module),
+        cmocka_unit_test(committed_layer_reads_back),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
