@@ -91,7 +91,7 @@ static ql_status run_layers(calibration *c) {
     for (int64_t layer = 0; layer < c->model.config.layers; layer++) {
         ql_mark mark = ql_arena_mark(e->scratch);
         QL_TRY(cli_check_signal());
-        progress_step(c->progress, layer, layer < done ? "replaying" : "collecting");
+        progress_step(c->progress, layer, layer < done ? "replaying" : "reading");
         ql_arena_release(e->host, (ql_mark){0});
         if (layer < done) {
             const layer_result untouched = {.layer = layer};
@@ -102,6 +102,7 @@ static ql_status run_layers(calibration *c) {
         }
         ql_arena_release(e->scratch, mark);
     }
+    progress_step(c->progress, c->model.config.layers, "done");
     return journal_finish(c->journal, NULL);
 }
 
@@ -109,6 +110,7 @@ ql_status calibrate_run(ql_ctx *ctx, const calibrate_request *request, json_t **
     calibration c = {.request = request};
     ql_status status = calibration_open(ctx, &c);
     if (status == QL_OK) status = progress_open(request->progress, "calibrate", c.model.config.layers, &c.progress);
+    c.engine.progress = c.progress;
     if (status == QL_OK) status = run_layers(&c);
     if (status == QL_OK)
         *report = json_pack("{s:I, s:I, s:I, s:s, s:s, s:s}", "layers", (json_int_t)c.model.config.layers, "n_tokens",

@@ -1,6 +1,7 @@
 #include "calib/evaluate.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "calib/cli/cli.h"
@@ -33,8 +34,11 @@ static ql_status run_blocks(ql_ctx *ctx, runner *r, const token_file *tokens, pr
     QL_TRY(dataset_embed(&r->data, r->model, r->weights));
     for (int64_t layer = 0; layer < r->model->config.layers; layer++) {
         block b;
+        char text[64];
         QL_TRY(cli_check_signal());
-        progress_step(p, (*step)++, r->model->quantized ? "quantized model" : "dense model");
+        snprintf(text, sizeof text, "%s model, layer %lld", r->model->quantized ? "quantized" : "dense",
+                 (long long)layer);
+        progress_step(p, (*step)++, text);
         ql_arena_release(r->weights, (ql_mark){0});
         QL_TRY(model_load_block(r->model, layer, r->weights, &b));
         for (int64_t i = 0; i < r->data.n_batches; i++)
@@ -172,6 +176,7 @@ ql_status evaluate(ql_ctx *ctx, const model *m, const model *base, const token_f
     ql_status status = run_blocks(ctx, &run, tokens, p, &step);
     if (status == QL_OK && base) status = run_blocks(ctx, &base_run, tokens, p, &step);
     if (status == QL_OK) status = score_all(ctx, &run, base ? &base_run : NULL, tokens, host, p, &step, &s);
+    if (status == QL_OK) progress_step(p, step, "done");
     if (status == QL_OK) status = summarize(tokens, &s, base != NULL, host, out);
     runner_close(&run);
     runner_close(&base_run);

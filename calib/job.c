@@ -26,7 +26,8 @@ typedef struct job {
     journal *journal;
     module_table modules;
     char fingerprint[65];
-    bool free_zero; /* some zero point is 0: the file must be v2 */
+    size_t device_peak; /* of the layers' work */
+    bool free_zero;     /* some zero point is 0: the file must be v2 */
     progress *progress;
     ql_arena *host, *device; /* job lifetime */
 } job;
@@ -122,7 +123,7 @@ static ql_status run_layers(job *j) {
     for (int64_t layer = 0; layer < j->model.config.layers; layer++) {
         layer_result result;
         QL_TRY(cli_check_signal());
-        progress_step(j->progress, layer, layer < done ? "replaying" : "quantizing");
+        progress_step(j->progress, layer, layer < done ? "replaying" : "reading");
         ql_arena_release(e->host, (ql_mark){0});
         if (layer < done) {
             QL_TRY(load_committed(j, layer, e->host, &result));
@@ -225,7 +226,6 @@ static double bits_per_weight(const job *j, uint64_t output_bytes) {
 
 static json_t *make_report(job *j, uint64_t output_bytes) {
     const quantize_request *r = j->request;
-    size_t device_peak = ql_arena_peak(j->device) + ql_arena_peak(j->engine.weights) + ql_arena_peak(j->engine.scratch);
     json_t *layers = json_array(), *totals, *skipped = json_array();
     for (int64_t layer = 0; layer < j->model.config.layers; layer++)
         json_array_append(layers, (json_t *)(uintptr_t)journal_record(j->journal, layer));
@@ -238,7 +238,18 @@ static json_t *make_report(job *j, uint64_t output_bytes) {
                      "source_bytes", (json_int_t)checkpoint_bytes(j->model.ck), "output_bytes",
                      (json_int_t)output_bytes, "bits_per_weight", bits_per_weight(j, output_bytes), "samples_skipped",
                      (json_int_t)j->data.n_skipped, "environment",
-                     report_environment(j->engine.ctx, &j->engine.phases, device_peak));
+                     report_environment(j->engine.ctx, &j->engine.phases, j->device_peak));
+}
+
+/* Writing needs memory of its own: what the layers worked in goes back first. */
+static void free_rows(job *j) {
+    engine *e = &j->engine;
+    j->device_peak = ql_arena_peak(j->device) + ql_arena_peak(e->weights) + ql_arena_peak(e->scratch);
+    dataset_close(&j->data);
+    ql_arena_close(j->device);
+    ql_arena_close(e->weights);
+    ql_arena_close(e->scratch);
+    j->device = e->weights = e->scratch = NULL;
 }
 
 static ql_status write_output(job *j, json_t **report) {
@@ -247,6 +258,7 @@ static ql_status write_output(job *j, json_t **report) {
     output_texts texts = {0};
     phases_enter(&j->engine.phases, PHASE_WRITE, 0);
     progress_step(j->progress, j->model.config.layers, "writing");
+    free_rows(j);
     QL_TRY(find_free_zeros(j));
     QL_TRY(describe_scheme(j, &scheme));
     const output_request request = {
@@ -301,9 +313,12 @@ static ql_status run(ql_ctx *ctx, job *j, json_t **report) {
     QL_TRY(check_committed(j));
     QL_TRY(open_engine(ctx, j));
     QL_TRY(progress_open(j->request->progress, "quantize", j->model.config.layers + 1, &j->progress));
+    j->engine.progress = j->progress;
     QL_TRY(run_layers(j));
     QL_TRY(write_output(j, report));
-    return finish(j, *report);
+    QL_TRY(finish(j, *report));
+    progress_step(j->progress, j->model.config.layers + 1, "done");
+    return QL_OK;
 }
 
 ql_status quantize_run(ql_ctx *ctx, const quantize_request *request, json_t **report) {

@@ -1,5 +1,7 @@
 #include "calib/layer.h"
 
+#include <stdio.h>
+
 #include "host/mat.h"
 
 const char *const statistics_names[] = {"none", "propagated", "fp"};
@@ -19,7 +21,11 @@ ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, q
     QL_TRY(dataset_open(e->ctx, &e->model->config, tokens, use, device, data));
     e->data = data;
     QL_TRY(forward_open(e->ctx, &e->model->config, tokens->seq_len, data->max_rows, device, &e->forward));
-    return dataset_embed(data, e->model, e->weights);
+    ql_arena *table; /* in a small model the embedding is larger than any block: it leaves at once */
+    QL_TRY(ql_arena_open(e->ctx, &table));
+    ql_status status = dataset_embed(data, e->model, table);
+    ql_arena_close(table);
+    return status;
 }
 
 void engine_close(engine *e) {
@@ -30,6 +36,12 @@ void engine_close(engine *e) {
 
 static int64_t attn_width(const engine *e) { return site_width(&e->model->config, SITE_ATTN_OUT); }
 static int64_t mlp_width(const engine *e) { return site_width(&e->model->config, SITE_MLP_DOWN_IN); }
+
+static void show(const engine *e, int64_t layer, const char *what) {
+    char text[64];
+    snprintf(text, sizeof text, "layer %lld: %s", (long long)layer, what);
+    progress_step(e->progress, layer, text);
+}
 
 /* Operations of one pass of all rows through some linears. */
 static double linear_flops(const engine *e, site_id site) {
@@ -57,6 +69,7 @@ static double attention_flops(const engine *e) {
 static ql_status advance(engine *e, const stream *s, const block *b, int64_t layer, site_id to, capture kv[2]) {
     forward *f = &e->forward;
     if (to == SITE_ATTN_IN) return QL_OK;
+    show(e, layer, "forward");
     phases_enter(&e->phases, PHASE_FORWARD, linear_flops(e, to - 1) + (to == SITE_ATTN_OUT ? attention_flops(e) : 0));
     for (int64_t i = 0; i < e->data->n_batches; i++) {
         const batch *rows = &e->data->batches[i];
@@ -127,6 +140,7 @@ static ql_status observe_drift(engine *e, const block *original, const batch *ro
 static ql_status observe(engine *e, const block *b, int64_t layer, site_id site, capture *c, const block *original,
                          drift *d) {
     double k = (double)c->k;
+    show(e, layer, "statistics");
     for (int64_t i = 0; i < e->data->n_batches; i++) {
         const batch *rows = &e->data->batches[i];
         ql_mat value;
@@ -171,6 +185,7 @@ static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, 
                               const capture *input, const drift *d, layer_result *result) {
     char *name;
     QL_TRY(layer_module_name(e->host, layer, id, &name));
+    progress_step(e->progress, layer, name);
     const linear_job job = {
         .ctx = e->ctx,
         .device = e->scratch,
@@ -255,6 +270,7 @@ static ql_status block_at_once(engine *e, block *b, int64_t layer, const module_
     QL_TRY(collect_block(e, b, layer, STATS_HESSIAN, captures, NULL));
     QL_TRY(ql_convert(e->ctx, before, x));
     QL_TRY(solve_block(e, b, layer, rules, captures, result));
+    show(e, layer, "forward");
     return layer + 1 < e->model->config.layers ? forward_all(e, &e->data->rows, b, layer) : QL_OK;
 }
 
@@ -264,21 +280,28 @@ static ql_status full_precision(engine *e, block *b, int64_t layer, const module
     return solve_block(e, b, layer, rules, captures, result);
 }
 
-static ql_status from_store(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
-    capture captures[SITES];
+static ql_status upload_stats(engine *e, int64_t layer, ql_arena *host, capture *captures) {
     stats_layer stats;
     char *path;
-    phases_enter(&e->phases, PHASE_READ, 0);
-    ql_mark mark = ql_arena_mark(e->host);
-    QL_TRY(stats_path(e->host, e->stats_dir, layer, &path));
-    QL_TRY(stats_read(path, &e->model->config, e->host, &stats));
+    QL_TRY(stats_path(host, e->stats_dir, layer, &path));
+    QL_TRY(stats_read(path, &e->model->config, host, &stats));
     for (site_id site = 0; site < SITES; site++) {
         if (!stats.site[site].hessian)
             return ql_fail(QL_MISMATCH, "%s: holds no Hessians; collect them with calibrate --collect hessian", path);
         QL_TRY(capture_upload(e->ctx, &stats.site[site], e->scratch, &captures[site]));
     }
-    ql_arena_release(e->host, mark);
-    return solve_block(e, b, layer, rules, captures, result);
+    return QL_OK;
+}
+
+/* The host's copy goes back before anything is solved. */
+static ql_status from_store(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
+    capture captures[SITES];
+    ql_arena *host;
+    phases_enter(&e->phases, PHASE_READ, 0);
+    QL_TRY(ql_arena_open(NULL, &host));
+    ql_status status = upload_stats(e, layer, host, captures);
+    ql_arena_close(host);
+    return status == QL_OK ? solve_block(e, b, layer, rules, captures, result) : status;
 }
 
 static ql_status load_block(engine *e, int64_t layer, block *b) {
@@ -306,6 +329,7 @@ ql_status layer_quantize(engine *e, int64_t layer, const module_rule *rules, lay
 ql_status layer_replay(engine *e, const layer_result *result) {
     block b;
     if (!e->data || result->layer + 1 == e->model->config.layers) return QL_OK;
+    show(e, result->layer, "replaying");
     QL_TRY(load_block(e, result->layer, &b));
     if (ql_is_present(e->data->original.x)) QL_TRY(forward_all(e, &e->data->original, &b, result->layer));
     for (linear_id id = 0; id < LINEARS; id++)

@@ -10,6 +10,7 @@
 
 #include "calib/data.h"
 #include "calib/linear.h"
+#include "calib/progress.h"
 
 typedef enum statistics_mode { STATISTICS_NONE, STATISTICS_PROPAGATED, STATISTICS_FP } statistics_mode;
 extern const char *const statistics_names[]; /* "none", "propagated", "fp" */
@@ -25,6 +26,7 @@ typedef struct engine {
     ql_arena *weights, *scratch; /* device: the block; everything else that lives as long as one block */
     ql_arena *host;              /* results of one block */
     phases phases;
+    progress *progress; /* NULL: nobody looks */
 } engine;
 
 /* phases and arenas; rows are optional and their buffers come from `device`.  engine_close for whatever was opened. */

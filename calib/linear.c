@@ -72,10 +72,13 @@ static method_run *choose_method(const linear_job *job, const linear_problem *p)
 
 static ql_status measure(const linear_problem *p, const ql_grid *grid, ql_mat codes, double *loss, double *norm) {
     ql_mat rounded;
+    ql_mark mark = ql_arena_mark(p->device);
     QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &rounded));
     phases_enter(p->phases, PHASE_LOSS, 4.0 * (double)p->n * (double)p->k * (double)p->k);
     QL_TRY(ql_dequantize(p->ctx, codes, grid, rounded));
-    return ql_loss(p->ctx, p->w, rounded, p->h, loss, norm);
+    QL_TRY(ql_loss(p->ctx, p->w, rounded, p->h, loss, norm));
+    ql_arena_release(p->device, mark);
+    return QL_OK;
 }
 
 /* The method's result must not be worse than nearest rounding on its own statistics: a dead hook, a wrong Hessian or a

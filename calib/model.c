@@ -43,6 +43,18 @@ static ql_status check_finite(const model *m, const st_tensor *t, ql_mat mat) {
                    checkpoint_dir(m->ck), t->name, (long long)(index / mat.cols), (long long)(index % mat.cols));
 }
 
+/* An arena of its own: the largest tensor is the embedding, and nothing else on the host ever needs as much. */
+static ql_status upload_tensor(const model *m, const st_tensor *t, ql_mat raw) {
+    ql_arena *host;
+    void *bytes;
+    QL_TRY(ql_arena_open(NULL, &host));
+    ql_status status = ql_take(host, t->size, 1, &bytes);
+    if (status == QL_OK) status = checkpoint_read(m->ck, t, bytes);
+    if (status == QL_OK) status = ql_upload(m->ctx, raw.data, bytes, t->size);
+    ql_arena_close(host);
+    return status;
+}
+
 /* Reads the bytes to the host, uploads them as they are and converts on the device. */
 static ql_status load_tensor(const model *m, const char *name, int64_t rows, int64_t cols, bool vector,
                              ql_arena *device, ql_mat *out) {
@@ -50,16 +62,12 @@ static ql_status load_tensor(const model *m, const char *name, int64_t rows, int
     if (!t) return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is missing", checkpoint_dir(m->ck), name);
     QL_TRY(check_shape(m, t, rows, cols, vector));
     QL_TRY(ql_arena_mat(device, QL_F32, rows, cols, out));
-    ql_mark mark = ql_arena_mark(device), host_mark = ql_arena_mark(m->host);
+    ql_mark mark = ql_arena_mark(device);
     ql_mat raw;
-    char *bytes = NULL;
     QL_TRY(ql_arena_mat(device, t->dtype, rows, cols, &raw));
-    QL_TRY(ql_take(m->host, t->size, 1, &bytes));
-    ql_status status = checkpoint_read(m->ck, t, bytes);
-    if (status == QL_OK) status = ql_upload(m->ctx, raw.data, bytes, t->size);
+    ql_status status = upload_tensor(m, t, raw);
     if (status == QL_OK) status = ql_convert(m->ctx, raw, *out);
     if (status == QL_OK) status = check_finite(m, t, *out);
-    ql_arena_release(m->host, host_mark);
     ql_arena_release(device, mark);
     return status;
 }

@@ -137,6 +137,7 @@ void progress_redirect(progress *p, int fd, int width, double (*clock)(void)) {
 }
 
 void progress_step(progress *p, int64_t done, const char *phase) {
+    if (!p) return;
     double now = p->clock();
     bool first = p->recent == 0, advanced = first || done != p->done;
     if (advanced) mark(p, done, now);

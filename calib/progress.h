@@ -2,6 +2,7 @@
  *
  *   progress *p;  QL_TRY(progress_open(cli_progress(args), "quantize", layers, &p));
  *   progress_step(p, layer, "layer 3 mlp.down_proj");         // `layer` steps are done, this is what happens now
+ *   progress_step(p, layers, "done");
  *   progress_close(p);                                         // says what was done in which time
  *
  * The remaining time comes from the last steps, so that a slow start or a resumed job does not spoil it.
@@ -19,8 +20,8 @@ typedef struct progress progress;
 progress_style progress_auto(void);
 
 ql_status progress_open(progress_style style, const char *job, int64_t steps, progress **out);
-void progress_step(progress *p, int64_t done, const char *phase);
-void progress_close(progress *p); /* NULL is allowed */
+void progress_step(progress *p, int64_t done, const char *phase); /* NULL is allowed */
+void progress_close(progress *p);                                 /* NULL is allowed */
 
 /* "1:02:03", "4:05", "12.3 s". */
 enum { DURATION_SIZE = 24 };

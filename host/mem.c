@@ -11,7 +11,8 @@ enum { ALIGNMENT = 256, STRING_ALIGNMENT = 16, SMALLEST_CHUNK = 1 << 16 };
 
 static size_t round_up(size_t size, size_t alignment) { return (size + alignment - 1) & ~(alignment - 1); }
 
-/* Chunks form a list in the order of use; the ones after `current` are empty and wait for reuse. */
+/* Chunks form a list in the order of use; the ones after `current` are empty and wait for reuse.  One that is too small when its
+ * turn comes is given back: an arena that serves small and large blocks by turns holds the large ones, not both. */
 typedef struct chunk {
     struct chunk *next;
     char *data;
@@ -49,6 +50,15 @@ void ql_arena_close(ql_arena *arena) {
     free(arena);
 }
 
+static chunk **next_link(ql_arena *arena) { return arena->current ? &arena->current->next : &arena->first; }
+
+static void drop_next(ql_arena *arena) {
+    chunk **link = next_link(arena), *c = *link;
+    *link = c->next;
+    free_data(arena, c);
+    free(c);
+}
+
 static ql_status add_chunk(ql_arena *arena, size_t need) {
     chunk *c = ql_malloc(sizeof *c);
     if (!c) return ql_fail(QL_NOMEM, "no memory for an arena chunk");
@@ -63,7 +73,7 @@ static ql_status add_chunk(ql_arena *arena, size_t need) {
         free(c);
         return status;
     }
-    chunk **link = arena->current ? &arena->current->next : &arena->first;
+    chunk **link = next_link(arena);
     c->next = *link;
     *link = c;
     arena->current = c;
@@ -77,8 +87,9 @@ ql_status ql_arena_take(ql_arena *arena, size_t count, size_t size, void **data)
     size_t alignment = bytes >= ALIGNMENT || arena->ctx ? ALIGNMENT : STRING_ALIGNMENT;
     bytes = round_up(bytes ? bytes : 1, alignment);
     while (!arena->current || round_up(arena->current->used, alignment) + bytes > arena->current->size) {
-        chunk *next = arena->current ? arena->current->next : arena->first;
-        if (!next || next->size < bytes) QL_TRY(add_chunk(arena, bytes));
+        chunk *next = *next_link(arena);
+        if (!next) QL_TRY(add_chunk(arena, bytes));
+        else if (next->size < bytes) drop_next(arena);
         else arena->current = next;
     }
     chunk *c = arena->current;

@@ -1,4 +1,6 @@
-/* make_model DIR [--layers N] [--tokens FILE] [--rows N]: a tiny random model and tokens for it, for end-to-end tests. */
+/* make_model DIR [--layers N] [--hidden N] [--intermediate N] [--vocab N] [--tokens FILE] [--rows N] [--seqlen N]: a random model and
+ * tokens for it, tiny unless told otherwise, for end-to-end tests.  Heads are 64 wide from hidden 256 on, four times as many for
+ * queries as for keys. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,14 +30,23 @@ int main(int argc, char **argv) {
     if (argc < 2) return 64;
     make_model m = make_tiny(ARCH_LLAMA);
     const char *tokens = NULL;
-    int64_t rows = 16;
+    int64_t rows = 16, seq_len = 64;
+    const struct {
+        const char *name;
+        int64_t *value;
+    } numbers[] = {
+        {"--layers", &m.layers}, {"--hidden", &m.hidden}, {"--intermediate", &m.intermediate},
+        {"--vocab", &m.vocab},   {"--rows", &rows},       {"--seqlen", &seq_len},
+    };
     for (int i = 2; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--layers") == 0) m.layers = atoi(argv[i + 1]);
-        else if (strcmp(argv[i], "--rows") == 0) rows = atoi(argv[i + 1]);
-        else if (strcmp(argv[i], "--tokens") == 0) tokens = argv[i + 1];
+        if (strcmp(argv[i], "--tokens") == 0) tokens = argv[i + 1];
+        for (size_t n = 0; n < sizeof numbers / sizeof *numbers; n++)
+            if (strcmp(argv[i], numbers[n].name) == 0) *numbers[n].value = atoll(argv[i + 1]);
     }
+    if (m.hidden >= 256) m.head_dim = 64, m.heads = m.hidden / 64, m.kv_heads = m.heads / 4;
+    if (m.max_position < seq_len) m.max_position = seq_len;
     need(ql_dir_make(argv[1]));
     need(make_checkpoint(argv[1], &m));
-    if (tokens) make_tokens(tokens, rows, 64, m.vocab);
+    if (tokens) make_tokens(tokens, rows, seq_len, m.vocab);
     return 0;
 }

@@ -30,12 +30,11 @@ static ql_status factor(const linear_problem *p, ql_mat r, double *damp) {
 }
 
 /* p->w becomes the target T. */
-static ql_status follow_original(linear_problem *p, ql_mat r) {
-    ql_mat answer, target;
+static ql_status follow_original(linear_problem *p, ql_mat r, ql_mat target) {
+    ql_mat answer;
     double n = (double)p->n, k = (double)p->k;
     phases_enter(p->phases, PHASE_TARGET, 4 * n * k * k);
     QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &answer));
-    QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &target));
     if (ql_is_present(p->drift->output)) QL_TRY(ql_convert(p->ctx, p->drift->output, answer));
     else QL_TRY(ql_gemm(p->ctx, p->w, p->drift->input, ql_no_mat(), answer));
     QL_TRY(ql_solve(p->ctx, answer, r, p->order, answer));
@@ -48,15 +47,19 @@ static ql_status follow_original(linear_problem *p, ql_mat r) {
 ql_status method_gptq(linear_problem *p, ql_grid *grid, ql_mat codes, linear_record *record) {
     const ql_grid_rule rule = {.symmetric = p->recipe->symmetric, .search = p->recipe->scale_search};
     double per_sweep = 2.0 * (double)p->n * (double)p->k * (double)p->k;
-    ql_mat r;
+    bool follows = p->drift && p->recipe->drift > 0;
+    ql_mat r, target;
     record->method = method_names[METHOD_GPTQ];
+    if (follows) QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &target));
+    ql_mark mark = ql_arena_mark(p->device);
     QL_TRY(ql_arena_mat(p->device, QL_F32, p->k, p->k, &r));
     QL_TRY(factor(p, r, &record->damp));
-    if (p->drift && p->recipe->drift > 0) QL_TRY(follow_original(p, r));
+    if (follows) QL_TRY(follow_original(p, r, target));
     phases_enter(p->phases, PHASE_GRID, 0);
     QL_TRY(ql_grid_search(p->ctx, p->w, p->importance, &rule, grid));
     phases_enter(p->phases, PHASE_SOLVE, per_sweep / 2);
     QL_TRY(ql_gptq(p->ctx, p->w, r, p->order, grid, codes));
+    ql_arena_release(p->device, mark); /* refining needs as much as the factor did */
     phases_enter(p->phases, PHASE_REFINE, per_sweep * (double)(p->recipe->refine + 1));
     return ql_refine(p->ctx, p->w, p->h, record->damp * p->mean_diagonal, (int)p->recipe->refine, grid, codes);
 }
