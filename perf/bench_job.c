@@ -52,7 +52,8 @@ static double sgemm_rate(int threads) {
 }
 
 /* One job into a throw-away directory; seconds and operations are added to the phases. */
-static void run_job(ql_ctx *ctx, const char *model_dir, const char *tokens, double seconds[PHASES], double flops[PHASES]) {
+static void run_job(ql_ctx *ctx, const char *model_dir, const char *tokens, double seconds[PHASES],
+                    double flops[PHASES]) {
     char base[] = "/tmp/bench_job.XXXXXX", out[64], work[64];
     json_t *report, *spent;
     size_t i;

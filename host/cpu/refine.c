@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "host/cpu/blas.h"
+#include "host/cpu/groups.h"
 #include "host/mat.h"
 #include "host/mem.h"
 #include "host/num.h"
@@ -41,10 +42,6 @@ static int zero_at(const problem *p, int64_t row, int64_t group) {
     return ((const uint8_t *)p->grid->zero.data)[row * p->grid->zero.ld + group];
 }
 
-static int64_t group_of(const problem *p, int64_t column) {
-    return ql_is_present(p->grid->g_idx) ? ((const int32_t *)p->grid->g_idx.data)[column] : column / p->grid->group;
-}
-
 /* c[rows][cols] += a[rows][depth] b[depth][cols], row-major. */
 static void multiply_add(int64_t rows, int64_t cols, int64_t depth, const float *a, int64_t lda, const float *b,
                          int64_t ldb, float *c, int64_t ldc) {
@@ -59,7 +56,7 @@ static void start_gradient(const problem *p, int64_t first, int64_t rows, panel 
         int64_t width = p->k - begin < BLOCK ? p->k - begin : BLOCK;
         for (int64_t r = 0; r < rows; r++)
             for (int64_t j = 0; j < width; j++) {
-                int64_t row = first + r, column = begin + j, g = group_of(p, column);
+                int64_t row = first + r, column = begin + j, g = ql_group_of(p->grid, column);
                 int code = p->codes[row * p->ld_codes + column];
                 t->delta[r * BLOCK + j] =
                     ql_decode(code, *scale_at(p, row, g), zero_at(p, row, g)) - p->w[row * p->ldw + column];
@@ -100,7 +97,7 @@ static bool move_codes(const problem *p, int64_t row, int64_t begin, int64_t wid
     bool moved = false;
     uint8_t *codes = p->codes + row * p->ld_codes + begin;
     for (int64_t j = 0; j < width; j++) {
-        int64_t g = group_of(p, begin + j);
+        int64_t g = ql_group_of(p->grid, begin + j);
         float scale = *scale_at(p, row, g), curvature = p->h[(begin + j) * p->k + begin + j];
         int zero = zero_at(p, row, g);
         if (!(curvature > 0)) continue;
@@ -143,10 +140,10 @@ static void refine_panel(const problem *p, int64_t first, int64_t rows, int swee
 }
 
 /* H' with both triangles. */
-static void mirror(ql_mat h, float shift, float *full) {
+static void mirror(const ql_ctx *ctx, ql_mat h, float shift, float *full) {
     const float *upper = h.data;
     int64_t k = h.rows;
-#pragma omp parallel for schedule(dynamic, 16)
+#pragma omp parallel for schedule(dynamic, 16) num_threads(ctx->threads)
     for (int64_t i = 0; i < k; i++) {
         for (int64_t j = 0; j < i; j++) full[i * k + j] = upper[j * h.ld + i];
         memcpy(full + i * k + i, upper + i * h.ld + i, (size_t)(k - i) * sizeof *full);
@@ -156,13 +153,14 @@ static void mirror(ql_mat h, float shift, float *full) {
 
 ql_status ql_cpu_refine(ql_ctx *ctx, ql_mat w, ql_mat h, double shift, int sweeps, ql_grid *grid, ql_mat codes) {
     int64_t n = w.rows, k = w.cols, per_thread = PANEL * (k + BLOCK);
+    QL_TRY(ql_cpu_check_groups("refine", grid, k));
     float *full = ql_malloc((size_t)(k * k) * sizeof *full);
     float *buffers = ql_malloc((size_t)(per_thread * ctx->threads) * sizeof *buffers);
     ql_status status = full && buffers
                            ? QL_OK
                            : ql_fail(QL_NOMEM, "refine: no memory for %lld x %lld values", (long long)k, (long long)k);
     if (status == QL_OK) {
-        mirror(h, (float)shift, full);
+        mirror(ctx, h, (float)shift, full);
         const problem p = {w.data, full, k, w.ld, grid, codes.data, codes.ld, (1 << grid->bits) - 1};
 #pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
         for (int64_t first = 0; first < n; first += PANEL) {
