@@ -12,7 +12,7 @@ case "${1:-}" in
 esac
 command -v nvcc >/dev/null || [ ! -x /usr/local/cuda/bin/nvcc ] || export PATH="$PATH:/usr/local/cuda/bin"
 
-passed=0 failed=0 failures=()
+passed=0 failed=0 failures=() verdicts=()
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 
@@ -23,10 +23,12 @@ step() {
     echo "== $name"
     if "$@" >"$logs/log" 2>&1; then
         passed=$((passed + 1))
+        verdicts+=("| $name | passed | $((SECONDS - begin)) |")
         grep -E '^(skip|SKIP|layers|headers|format|cuda|[0-9]+% tests passed)' "$logs/log" | sort | uniq -c | sed -E 's/^ +1 /   /; s/^ +([0-9]+) /   (\1 times) /' || true
         echo "   passed in $((SECONDS - begin)) s"
     else
         failed=$((failed + 1))
+        verdicts+=("| $name | FAILED | $((SECONDS - begin)) |")
         failures+=("$name")
         tail -n 200 "$logs/log"
         echo "   FAILED after $((SECONDS - begin)) s"
@@ -56,6 +58,14 @@ step "clang, fuzzing" scripts/fuzz.sh
 step "the installed library" tests/consumer/run.sh
 step "CUDA files: sm_80, sm_90a, no spills" scripts/check_cuda.sh
 
+if [ "$QALIB_TIER" = full ]; then
+    {
+        printf '# The last full run\n\n`scripts/test.sh --full` on %s, commit %s, %s cores.\n\n' "$(date -u +%Y-%m-%d)" \
+            "$(git rev-parse HEAD)" "$(nproc)"
+        printf '| step | verdict | seconds |\n|---|---|---|\n'
+        printf '%s\n' "${verdicts[@]}"
+    } >tests/FULL.md
+fi
 [ $failed -eq 0 ] || printf 'failed: %s\n' "${failures[@]}"
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]
