@@ -232,12 +232,12 @@ static json_t *make_report(job *j, uint64_t output_bytes) {
     for (int64_t i = 0; i < j->modules.n_skipped; i++)
         json_array_append_new(skipped, json_string(j->modules.skipped[i]));
     totals = report_totals(layers);
-    return json_pack("{s:i, s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:f, s:I, s:o}", "version", 1, "model",
-                     r->model_dir, "format", output_format_names[r->format], "statistics", statistics_names[r->mode],
-                     "recipe", recipe_json(&r->recipe), "layers", layers, "totals", totals, "kept_in_16_bits", skipped,
-                     "source_bytes", (json_int_t)checkpoint_bytes(j->model.ck), "output_bytes",
-                     (json_int_t)output_bytes, "bits_per_weight", bits_per_weight(j, output_bytes), "samples_skipped",
-                     (json_int_t)j->data.n_skipped, "environment",
+    return json_pack("{s:i, s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:f, s:I, s:o}", "version", 1, "job",
+                     j->fingerprint, "model", r->model_dir, "format", output_format_names[r->format], "statistics",
+                     statistics_names[r->mode], "recipe", recipe_json(&r->recipe), "layers", layers, "totals", totals,
+                     "kept_in_16_bits", skipped, "source_bytes", (json_int_t)checkpoint_bytes(j->model.ck),
+                     "output_bytes", (json_int_t)output_bytes, "bits_per_weight", bits_per_weight(j, output_bytes),
+                     "samples_skipped", (json_int_t)j->data.n_skipped, "environment",
                      report_environment(j->engine.ctx, &j->engine.phases, j->device_peak));
 }
 
@@ -266,8 +266,11 @@ static ql_status write_output(job *j, json_t **report) {
         .shard_size = j->request->shard_size,
         .job = j->fingerprint,
     };
-    QL_TRY(recipe_yaml(&j->request->recipe, j->host, (char **)(uintptr_t)&texts.recipe_yaml));
-    QL_TRY(describe_calibration(j, j->host, (char **)(uintptr_t)&texts.calibration));
+    char *yaml, *calibration;
+    QL_TRY(recipe_yaml(&j->request->recipe, j->host, &yaml));
+    QL_TRY(describe_calibration(j, j->host, &calibration));
+    texts.recipe_yaml = yaml;
+    texts.calibration = calibration;
     ql_status status = output_open(j->request->out_dir, j->model.ck, &j->model.config, &request, &out);
     if (status == QL_OK) status = write_layers(j, out);
     if (status == QL_OK) {
@@ -303,6 +306,22 @@ static ql_status check_finished(job *j, json_t **report) {
     return ql_json_load(path, SIZE_MAX >> 1, report);
 }
 
+/* Killed between the last file of the output and the last line of the journal: a complete output says itself whose it is. */
+static ql_status find_complete(job *j, json_t **report) {
+    char *path;
+    json_t *found;
+    if (!j->request->resume || journal_done(j->journal) < j->model.config.layers) return QL_OK;
+    QL_TRY(ql_arena_format(j->host, &path, "%s/.qalib-incomplete", j->request->out_dir));
+    bool complete = !ql_path_exists(path);
+    QL_TRY(ql_arena_format(j->host, &path, "%s/report.json", j->request->out_dir));
+    if (!complete || !ql_path_exists(path)) return QL_OK;
+    QL_TRY(ql_json_load(path, SIZE_MAX >> 1, &found));
+    const char *made_by = json_string_value(json_object_get(found, "job"));
+    complete = made_by && strcmp(made_by, j->fingerprint) == 0;
+    json_decref(found);
+    return complete ? check_finished(j, report) : QL_OK;
+}
+
 static ql_status run(ql_ctx *ctx, job *j, json_t **report) {
     QL_TRY(ql_arena_open(NULL, &j->host));
     QL_TRY(open_model(ctx, j));
@@ -310,6 +329,8 @@ static ql_status run(ql_ctx *ctx, job *j, json_t **report) {
     QL_TRY(check_output(j));
     QL_TRY(open_journal(ctx, j));
     if (journal_finished(j->journal)) return check_finished(j, report);
+    QL_TRY(find_complete(j, report));
+    if (*report) return finish(j, *report);
     QL_TRY(check_committed(j));
     QL_TRY(open_engine(ctx, j));
     QL_TRY(progress_open(j->request->progress, "quantize", j->model.config.layers + 1, &j->progress));

@@ -32,7 +32,7 @@ for signal in INT TERM USR1; do
     rm -rf "$tmp/out" "$tmp/out.work"
     "${job[@]}" -o "$tmp/out" >/dev/null 2>&1 &
     pid=$!
-    sleep 0.05
+    until [ -e "$tmp/out.work/lock" ] || ! kill -0 $pid 2>/dev/null; do sleep 0.005; done # its handlers stand from the start of main
     kill -$signal $pid 2>/dev/null || true
     code=0
     wait $pid || code=$?
@@ -40,6 +40,11 @@ for signal in INT TERM USR1; do
     [ $code -eq 0 ] || "${job[@]}" -o "$tmp/out" --resume >/dev/null 2>&1 || fail "resume after SIG$signal"
     same_files "$tmp/whole" "$tmp/out"
 done
+
+# Killed between the last file of the output and the last line of the journal: complete is complete.
+sed -i '$d' "$tmp/out.work/journal.jsonl"
+"${job[@]}" -o "$tmp/out" --resume >/dev/null 2>&1 || fail "a complete output without the journal's last line"
+same_files "$tmp/whole" "$tmp/out"
 
 # C9: a changed recipe, model or token file is refused, and the line says what differs.
 "$PWD/build/make_model" "$tmp/other" --layers 2 --rows 17 --tokens "$tmp/other.h5"
