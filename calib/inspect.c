@@ -173,17 +173,30 @@ static double quantized_bits(const checkpoint *ck, const model_config *config, i
     return weights > 0 ? 8 * bytes / weights : 0;
 }
 
+/* Names of the linears that are not quantized. */
+static ql_status list_kept(const checkpoint *ck, const model_config *config, json_t *quantization) {
+    json_t *kept = json_array();
+    QL_TRY(put(quantization, "kept_in_16_bits", kept));
+    for (int64_t i = 0; i < config->layers * LINEARS; i++) {
+        char module[NAME_SIZE];
+        module_name(module, i / LINEARS, (linear_id)(i % LINEARS));
+        if (!layout_gptq_has(ck, module)) QL_TRY(append(kept, json_string(module)));
+    }
+    return QL_OK;
+}
+
 static ql_status describe_quantization(const listing *l, const model_config *config, json_t *document) {
     layout_scheme scheme;
     int64_t modules;
     if (!config->is_quantized) return put(document, "quantization", json_null());
     QL_TRY(layout_gptq_scheme(l->ck, &scheme));
     double bits = quantized_bits(l->ck, config, &modules);
-    return put(document, "quantization",
-               json_pack("{s:s, s:i, s:i, s:I, s:b, s:b, s:I, s:f}", "method", "gptq", "version", scheme.version,
-                         "bits", scheme.bits, "group_size", (json_int_t)scheme.group, "symmetric", scheme.symmetric,
-                         "desc_act", scheme.desc_act, "modules", (json_int_t)modules, "bits_per_quantized_weight",
-                         bits));
+    QL_TRY(
+        put(document, "quantization",
+            json_pack("{s:s, s:i, s:i, s:I, s:b, s:b, s:I, s:f}", "method", "gptq", "version", scheme.version, "bits",
+                      scheme.bits, "group_size", (json_int_t)scheme.group, "symmetric", scheme.symmetric, "desc_act",
+                      scheme.desc_act, "modules", (json_int_t)modules, "bits_per_quantized_weight", bits)));
+    return list_kept(l->ck, config, json_object_get(document, "quantization"));
 }
 
 static ql_status list_files(const checkpoint *ck, json_t *document) {
@@ -253,6 +266,68 @@ static ql_status inspect_tokens(const inspect_request *request, ql_arena *arena,
     return put(document, "sha256", json_string(t.sha256));
 }
 
+/* ---- statistics ------------------------------------------------------------------------------------------------------------ */
+
+static ql_status list_inputs(const stats_layer *stats, json_t *document) {
+    json_t *inputs = json_array();
+    QL_TRY(put(document, "inputs", inputs));
+    for (int site = 0; site < SITES; site++) {
+        const stats_site *s = &stats->site[site];
+        QL_TRY(append(inputs, json_pack("{s:s, s:I, s:I, s:b, s:b, s:b}", "name", site_names[site], "k",
+                                        (json_int_t)s->k, "count", (json_int_t)s->count, "hessian", s->hessian != NULL,
+                                        "moments", s->sum_sq != NULL, "histogram", s->abs_hist != NULL)));
+    }
+    return QL_OK;
+}
+
+/* The whole file is read, and with it checked. */
+static ql_status describe_statistics(const char *path, ql_arena *arena, json_t *document) {
+    stats_layer stats;
+    struct stat info;
+    if (stat(path, &info) != 0) return ql_fail_errno("%s", path);
+    QL_TRY(stats_read(path, NULL, arena, &stats));
+    QL_TRY(put(document, "bytes", json_integer((json_int_t)info.st_size)));
+    QL_TRY(put(document, "layer", json_integer(stats.layer)));
+    QL_TRY(put(document, "n_seq", json_integer((json_int_t)stats.n_seq)));
+    QL_TRY(put(document, "n_tokens", json_integer((json_int_t)stats.n_tokens)));
+    QL_TRY(put(document, "source_fingerprint", json_string(stats.fingerprint)));
+    QL_TRY(put(document, "kv_heads", json_integer(stats.kv_width)));
+    return list_inputs(&stats, document);
+}
+
+static ql_status is_store(const char *dir, ql_arena *arena, bool *store) {
+    char *first, *config;
+    QL_TRY(stats_path(arena, dir, 0, &first));
+    QL_TRY(ql_arena_format(arena, &config, "%s/config.json", dir));
+    *store = ql_path_exists(first) && !ql_path_exists(config);
+    return QL_OK;
+}
+
+static ql_status inspect_store(const inspect_request *request, ql_arena *arena, json_t *document) {
+    json_t *files = json_array();
+    int64_t layer = 0;
+    QL_TRY(put(document, "kind", json_string("statistics store")));
+    QL_TRY(put(document, "files", files));
+    for (;; layer++) {
+        char *path;
+        ql_mark mark = ql_arena_mark(arena);
+        QL_TRY(stats_path(arena, request->path, layer, &path));
+        if (!ql_path_exists(path)) break;
+        json_t *entry = json_pack("{s:s}", "name", strrchr(path, '/') + 1);
+        QL_TRY(append(files, entry));
+        QL_TRY(describe_statistics(path, arena, entry));
+        ql_arena_release(arena, mark);
+    }
+    return put(document, "layers", json_integer(layer));
+}
+
+/* Two formats share the signature: what is no token file is read as statistics, whose reader explains what is neither. */
+static ql_status inspect_hdf5(const inspect_request *request, ql_arena *arena, json_t *document) {
+    if (inspect_tokens(request, arena, document) == QL_OK) return QL_OK;
+    QL_TRY(put(document, "kind", json_string("statistics")));
+    return describe_statistics(request->path, arena, document);
+}
+
 static ql_status has_hdf5_signature(const char *path, bool *is_hdf5) {
     static const unsigned char signature[8] = {0x89, 'H', 'D', 'F', '\r', '\n', 0x1a, '\n'};
     unsigned char start[8] = {0};
@@ -267,11 +342,14 @@ static ql_status has_hdf5_signature(const char *path, bool *is_hdf5) {
 
 static ql_status inspect_any(const inspect_request *request, ql_arena *arena, json_t *document) {
     struct stat info;
-    bool is_hdf5;
+    bool is_hdf5, store;
     if (stat(request->path, &info) != 0) return ql_fail_errno("%s", request->path);
-    if (S_ISDIR(info.st_mode)) return inspect_directory(request, arena, document);
+    if (S_ISDIR(info.st_mode)) {
+        QL_TRY(is_store(request->path, arena, &store));
+        return store ? inspect_store(request, arena, document) : inspect_directory(request, arena, document);
+    }
     QL_TRY(has_hdf5_signature(request->path, &is_hdf5));
-    return is_hdf5 ? inspect_tokens(request, arena, document) : inspect_safetensors(request, arena, document);
+    return is_hdf5 ? inspect_hdf5(request, arena, document) : inspect_safetensors(request, arena, document);
 }
 
 ql_status inspect_path(const inspect_request *request, json_t **document) {

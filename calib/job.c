@@ -9,6 +9,7 @@
 #include "calib/modules.h"
 #include "calib/output.h"
 #include "calib/report.h"
+#include "calib/scheme.h"
 #include "calib/verify.h"
 #include "formats/json.h"
 #include "host/log.h"
@@ -136,42 +137,6 @@ static ql_status run_layers(job *j) {
     return QL_OK;
 }
 
-/* Modules whose bits or group are not the base rule's, by name, for the config. */
-static ql_status list_overrides(job *j, layout_scheme *scheme) {
-    const module_rule *base = &j->request->recipe.base;
-    int64_t n = 0, all = j->modules.layers * LINEARS;
-    layout_override *list;
-    QL_TRY(ql_take(j->host, (size_t)all, sizeof *list, &list));
-    for (int64_t i = 0; i < all; i++) {
-        const module_rule *rule = &j->modules.rules[i];
-        char *name;
-        if (rule->skip || (rule->bits == base->bits && rule->group == base->group)) continue;
-        QL_TRY(layer_module_name(j->host, i / LINEARS, (linear_id)(i % LINEARS), &name));
-        list[n++] = (layout_override){name, rule->bits, rule->group};
-    }
-    scheme->overrides = list;
-    scheme->n_overrides = n;
-    return QL_OK;
-}
-
-/* What the file's config says. */
-static ql_status describe_scheme(job *j, layout_scheme *out) {
-    const recipe *r = &j->request->recipe;
-    *out = (layout_scheme){
-        .bits = r->base.bits,
-        .group = r->base.group,
-        .symmetric = r->symmetric,
-        .desc_act = r->act_order == QL_ORDER_DYNAMIC && r->base.group > 0,
-        .static_groups = r->act_order == QL_ORDER_STATIC,
-        .true_sequential = r->sequential,
-        .version = j->request->format == OUTPUT_GPTQ_V2 || j->free_zero ? 2 : 1,
-        .damp = r->damp,
-        .skipped = j->modules.skipped,
-        .layers = j->modules.layers,
-    };
-    return list_overrides(j, out);
-}
-
 /* A zero point of 0 cannot be stored by GPTQ v1; only the literature's free ones can be 0. */
 static bool has_zero_point_0(const layer_result *result) {
     for (linear_id id = 0; id < LINEARS; id++) {
@@ -207,7 +172,7 @@ static ql_status write_layers(job *j, output *out) {
 
 static ql_status describe_calibration(const job *j, ql_arena *arena, char **text) {
     const quantize_request *r = j->request;
-    if (r->stats_dir) return ql_arena_format(arena, text, "Full-precision statistics from a store.");
+    if (r->stats_dir) return ql_arena_format(arena, text, "Statistics fp, from a store (qalib calibrate).");
     if (!r->tokens_path) return ql_arena_format(arena, text, "None: rounded to nearest.");
     return ql_arena_format(arena, text, "%lld rows of %lld tokens (SHA-256 of the token file %.16s...), statistics %s.",
                            (long long)j->tokens.n_seq, (long long)j->tokens.seq_len, j->tokens.sha256,
@@ -224,6 +189,24 @@ static double bits_per_weight(const job *j, uint64_t output_bytes) {
     return weights > 0 ? 8.0 * (double)output_bytes / weights : 0;
 }
 
+/* Of the quantized modules alone, from their shapes, as the file stores them: scales, zero points and indices included. */
+static double quantized_bits(job *j) {
+    double bytes = 0, weights = 0;
+    ql_mark mark = ql_arena_mark(j->host);
+    for (int64_t i = 0; i < j->modules.layers * LINEARS; i++) {
+        const module_rule *rule = &j->modules.rules[i];
+        qmodule q = {.name = "", .bits = rule->bits};
+        layout_tensors tensors;
+        linear_shape(&j->model.config, (linear_id)(i % LINEARS), &q.n, &q.k);
+        q.group = rule->group < 0 ? q.k : rule->group;
+        if (rule->skip || layout_gptq_encode(&q, 1, j->host, &tensors) != QL_OK) continue;
+        weights += (double)q.n * (double)q.k;
+        for (int t = 0; t < tensors.count; t++) bytes += (double)tensors.tensor[t].size;
+        ql_arena_release(j->host, mark);
+    }
+    return weights > 0 ? 8 * bytes / weights : 0;
+}
+
 static json_t *make_report(job *j, uint64_t output_bytes) {
     const quantize_request *r = j->request;
     json_t *layers = json_array(), *totals, *skipped = json_array();
@@ -232,13 +215,14 @@ static json_t *make_report(job *j, uint64_t output_bytes) {
     for (int64_t i = 0; i < j->modules.n_skipped; i++)
         json_array_append_new(skipped, json_string(j->modules.skipped[i]));
     totals = report_totals(layers);
-    return json_pack("{s:i, s:s, s:s, s:s, s:s, s:o, s:o, s:o, s:o, s:I, s:I, s:f, s:I, s:o}", "version", 1, "job",
-                     j->fingerprint, "model", r->model_dir, "format", output_format_names[r->format], "statistics",
-                     statistics_names[r->mode], "recipe", recipe_json(&r->recipe), "layers", layers, "totals", totals,
-                     "kept_in_16_bits", skipped, "source_bytes", (json_int_t)checkpoint_bytes(j->model.ck),
+    return json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:f, s:f, s:I, s:o}", "version",
+                     1, "job", j->fingerprint, "model", r->model_dir, "format", output_format_names[r->format],
+                     "statistics", statistics_names[r->mode], "samples", (json_int_t)j->tokens.n_seq, "tokens",
+                     (json_int_t)j->tokens.n_tokens, "recipe", recipe_json(&r->recipe), "layers", layers, "totals",
+                     totals, "kept_in_16_bits", skipped, "source_bytes", (json_int_t)checkpoint_bytes(j->model.ck),
                      "output_bytes", (json_int_t)output_bytes, "bits_per_weight", bits_per_weight(j, output_bytes),
-                     "samples_skipped", (json_int_t)j->data.n_skipped, "environment",
-                     report_environment(j->engine.ctx, &j->engine.phases, j->device_peak));
+                     "bits_per_quantized_weight", quantized_bits(j), "samples_skipped", (json_int_t)j->data.n_skipped,
+                     "environment", report_environment(j->engine.ctx, &j->engine.phases, j->device_peak));
 }
 
 /* Writing needs memory of its own: what the layers worked in goes back first. */
@@ -260,7 +244,8 @@ static ql_status write_output(job *j, json_t **report) {
     progress_step(j->progress, j->model.config.layers, "writing");
     free_rows(j);
     QL_TRY(find_free_zeros(j));
-    QL_TRY(describe_scheme(j, &scheme));
+    int version = j->request->format == OUTPUT_GPTQ_V2 || j->free_zero ? 2 : 1;
+    QL_TRY(scheme_make(&j->request->recipe, &j->modules, version, j->host, &scheme));
     const output_request request = {
         .scheme = j->request->format == OUTPUT_DENSE ? NULL : &scheme,
         .shard_size = j->request->shard_size,

@@ -53,6 +53,9 @@ ql_status layer_collect(engine *e, int64_t layer, int kinds, capture *captures, 
 
 /* The committed form: one safetensors file with `<module>.codes`, `.scale`, `.zero` and, with act-order groups, `.g_idx`. */
 ql_status layer_save(const char *path, const layer_result *result, ql_arena *host);
+/* Bytes of that file, from shapes alone.  dynamic: groups follow the act-order where a row has several. */
+ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, bool dynamic,
+                          ql_arena *host, uint64_t *size);
 ql_status layer_load(const char *path, const engine *e, int64_t layer, const module_rule *rules, ql_arena *host,
                      layer_result *result);
 

@@ -57,6 +57,26 @@ ql_status layer_save(const char *path, const layer_result *result, ql_arena *hos
     return status;
 }
 
+ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, bool dynamic,
+                          ql_arena *host, uint64_t *size) {
+    st_tensor tensors[MAX_TENSORS];
+    int count = 0;
+    for (linear_id id = 0; id < LINEARS; id++) {
+        qmodule q = {.bits = rules[id].bits};
+        char module[NAME_SIZE], *name;
+        if (rules[id].skip) continue;
+        module_name(module, layer, id);
+        linear_shape(config, id, &q.n, &q.k);
+        q.group = rules[id].group < 0 ? q.k : rules[id].group;
+        bool with_g_idx = dynamic && rules[id].method != METHOD_RTN && q.group < q.k;
+        for (int part = 0; part < (with_g_idx ? PARTS : PARTS - 1); part++) {
+            QL_TRY(ql_arena_format(host, &name, "%s.%s", module, part_names[part]));
+            tensors[count++] = describe(&q, part, name);
+        }
+    }
+    return st_file_size(tensors, count, NULL, size);
+}
+
 static const st_tensor *find(const st_file *file, const char *module, const char *part) {
     char name[NAME_SIZE + 8];
     snprintf(name, sizeof name, "%s.%s", module, part);

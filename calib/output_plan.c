@@ -138,6 +138,21 @@ ql_status output_plan_make(const model_config *config, const layout_scheme *sche
     return scheme ? move_odd_last(plan, arena) : QL_OK;
 }
 
+ql_status output_plan_files_size(const output_plan *plan, uint64_t *size) {
+    st_tensor *tensors = ql_malloc((size_t)plan->count * sizeof *tensors + 1);
+    ql_status status = tensors ? QL_OK : ql_fail(QL_NOMEM, "no memory for %lld tensors", (long long)plan->count);
+    *size = 0;
+    for (int64_t first = 0, end; status == QL_OK && first < plan->count; first = end) {
+        uint64_t file = 0;
+        for (end = first; end < plan->count && plan->items[end].shard == plan->items[first].shard; end++)
+            tensors[end - first] = plan->items[end].tensor;
+        status = st_file_size_in_order(tensors, end - first, NULL, &file);
+        *size += file;
+    }
+    ql_mfree(tensors);
+    return status;
+}
+
 ql_status output_shard_name(const output_plan *plan, int64_t shard, ql_arena *arena, char **name) {
     if (plan->shards == 1) return ql_arena_string(arena, "model.safetensors", name);
     return ql_arena_format(arena, name, "model-%05lld-of-%05lld.safetensors", (long long)shard + 1,

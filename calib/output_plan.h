@@ -28,6 +28,9 @@ typedef struct output_plan {
 ql_status output_plan_make(const model_config *config, const layout_scheme *scheme, ql_dtype dtype, uint64_t shard_size,
                            ql_arena *arena, output_plan *plan);
 
+/* Bytes of all its safetensors files, headers included. */
+ql_status output_plan_files_size(const output_plan *plan, uint64_t *size);
+
 /* "model.safetensors" if there is one shard, else "model-00001-of-00003.safetensors". */
 ql_status output_shard_name(const output_plan *plan, int64_t shard, ql_arena *arena, char **name);
 

@@ -2,8 +2,10 @@
 
 #include <string.h>
 
+#include "calib/layer.h"
+#include "calib/output_plan.h"
+#include "calib/scheme.h"
 #include "formats/json.h"
-#include "formats/layout.h"
 #include "host/mat.h"
 #include "host/status.h"
 
@@ -28,10 +30,11 @@ typedef struct sizes {
     double source;        /* bytes per element of the checkpoint */
     double block;         /* weights of one block, elements */
     double largest;       /* of the largest tensor of the checkpoint, elements */
+    double widest;        /* of the largest linear */
+    double forward_width; /* of all buffers of a batch together */
     double packed;        /* bytes of the quantized form of one block: codes, FP32 scales, zero points, g_idx */
     double packed_all;    /* of all blocks */
     double sum_k2;        /* elements of the Hessians of one block */
-    double site;          /* bytes of the statistics of one site, the largest */
     double cross;         /* operations per token for the drift from the original model, in one block */
     double hessian;       /* bytes per element */
 } sizes;
@@ -58,12 +61,20 @@ static uint64_t dense_bytes(const model_config *c) {
     return 2 * elements;
 }
 
-static bool needs_hessian(const plan_request *r) { return r->recipe->base.method != METHOD_RTN && r->n_seq > 0; }
+static bool has_rows(const plan_request *r) { return r->n_seq > 0 && !r->from_store; }
+static bool needs_hessian(const plan_request *r) {
+    return r->recipe->base.method != METHOD_RTN && (has_rows(r) || r->from_store);
+}
+
+/* All inputs of a block are measured before any of its linears is solved. */
+static bool at_once(const plan_request *r) {
+    return needs_hessian(r) && (!r->recipe->sequential || r->mode != STATISTICS_PROPAGATED);
+}
+/* ... and then the rows pass once more, through the result. */
+static bool second_pass(const plan_request *r) { return at_once(r) && r->mode == STATISTICS_PROPAGATED; }
 
 /* The rows also go through the original model, and what they are apart there enters every target. */
-static bool follows_original(const plan_request *r) {
-    return needs_hessian(r) && r->recipe->sequential && r->recipe->drift > 0;
-}
+static bool follows_original(const plan_request *r) { return needs_hessian(r) && !at_once(r) && r->recipe->drift > 0; }
 
 /* Behind o and down the residual stream is compared, elsewhere the input itself. */
 static double cross_rows(const model_config *c, site_id site) {
@@ -74,7 +85,7 @@ static double cross_rows(const model_config *c, site_id site) {
 static sizes measure_model(const plan_request *r) {
     const model_config *c = r->config;
     bool dynamic = r->recipe->act_order == QL_ORDER_DYNAMIC;
-    int64_t batch = r->seq_len > 0 && r->seq_len < BATCH_ROWS ? BATCH_ROWS / r->seq_len : 1;
+    int64_t at_a_time = r->seq_len > 0 && r->seq_len < BATCH_ROWS ? BATCH_ROWS / r->seq_len : 1;
     sizes s = {
         .layers = (double)c->layers,
         .hidden = (double)c->hidden,
@@ -84,18 +95,20 @@ static sizes measure_model(const plan_request *r) {
         .vocab = (double)c->vocab,
         .seq_len = (double)r->seq_len,
         .half_head = (double)c->head_dim / 2,
-        .tokens = (double)r->n_seq * (double)r->seq_len,
+        .tokens = has_rows(r) ? (double)r->n_seq * (double)r->seq_len : 0,
         .source = r->source_bytes ? 2.0 * (double)r->source_bytes / (double)dense_bytes(c) : 2,
         .largest = (double)c->vocab * (double)c->hidden,
         .hessian = r->recipe->literature ? 8 : 4,
     };
-    s.batch = smaller(s.tokens, (double)(batch * r->seq_len));
+    s.batch = smaller(s.tokens, (double)(at_a_time * r->seq_len));
+    s.forward_width = 2 * (s.hidden + s.attn + s.kv + s.mlp);
     for (linear_id id = 0; id < LINEARS; id++) {
         int64_t n, k;
         linear_shape(c, id, &n, &k);
         s.block += (double)n * (double)k;
-        s.largest = larger(s.largest, (double)n * (double)k);
+        s.widest = larger(s.widest, (double)n * (double)k);
     }
+    s.largest = larger(s.largest, s.widest);
     for (int64_t layer = 0; layer < c->layers; layer++) {
         double packed = 0;
         for (linear_id id = 0; id < LINEARS; id++) {
@@ -108,88 +121,103 @@ static sizes measure_model(const plan_request *r) {
         s.packed_all += packed;
     }
     for (site_id site = 0; site < SITES && needs_hessian(r); site++) {
-        double k = (double)site_width(c, site), cross = follows_original(r) ? cross_rows(c, site) * k : 0;
+        double k = (double)site_width(c, site);
         s.sum_k2 += k * k;
-        s.site = larger(s.site, s.hessian * k * k + 4 * cross);
-        s.cross += 2 * cross;
+        if (follows_original(r)) s.cross += 2 * cross_rows(c, site) * k;
     }
     return s;
 }
 
 /* ---- memory --------------------------------------------------------------------------------------------------------------- */
 
-/* Bytes per weight of what one linear needs beside its statistics: codes and dequantized weights of the method and of nearest
- * rounding, for the comparison; answer and target when the original is followed; the running errors. */
-static double bytes_per_weight(const plan_request *r) {
-    if (!needs_hessian(r)) return 1 + 4;
-    if (r->recipe->literature) return 1 + 4 + 8; /* W in double */
-    return 2 * (1 + 4) + (follows_original(r) ? 8 : 0) + 4;
+/* The moments between which the peak lies; what is alive in one of them adds up. */
+enum { EMBEDDING = 1, BLOCK = 2, WRITING = 4, ALWAYS = 7 };
+static const char *const moment_names[] = {"embedding", "a block", "writing"};
+
+/* One linear, beside its statistics.  Per weight: codes 1, their values 4, the answer and the target of the drift 4 each. */
+static double solve_bytes(const plan_request *r, double n, double k) {
+    double weights = n * k, square = k * k, target = follows_original(r) ? 4 * weights : 0;
+    if (!needs_hessian(r)) return (1 + 4) * weights;
+    if (r->recipe->literature)
+        return weights + larger(8 * (square + weights), 4 * weights); /* factor and W in double */
+    double factor = 4 * square + target;                              /* R, the answer; later H with both halves */
+    double compare = (1 + 4) * weights; /* nearest rounding's codes, and the values of either */
+    return weights + target + larger(factor, compare);
 }
 
-static double solve_bytes(const plan_request *r, const sizes *s) {
-    double most = 0, factors = !needs_hessian(r) ? 0 : r->recipe->literature ? 16 : 4; /* H and U in double; R */
+/* Statistics and solver of the input that needs most; all inputs at once where a block is solved as a whole. */
+static double site_bytes(const plan_request *r, const sizes *s) {
+    double most = 0, together = s->hessian * s->sum_k2;
     for (linear_id id = 0; id < LINEARS; id++) {
         int64_t n, k;
         linear_shape(r->config, id, &n, &k);
-        most = larger(most, bytes_per_weight(r) * (double)n * (double)k + factors * (double)k * (double)k);
+        double w = (double)k, cross = follows_original(r) ? 4 * cross_rows(r->config, linear_site[id]) * w : 0;
+        double statistics = at_once(r) ? together : needs_hessian(r) ? s->hessian * w * w + cross : 0;
+        most = larger(most, statistics + solve_bytes(r, (double)n, w));
     }
-    return most + s->packed;
+    return most;
 }
 
 /* What is alive at the peak.  Correct a row here when a measured peak disagrees: rows stand for the arenas of the engine. */
 static void count_memory(const plan_request *r, const sizes *s, plan *p) {
-    const double program = 48e6; /* code, libraries, threads */
-    bool sequential = r->recipe->sequential;
-    double quantized_block = 4 * s->block + s->source * s->largest + s->packed;
-    double embedding = (4 + s->source) * s->vocab * s->hidden;
-    const plan_memory rows[] = {
-        {"program", 0, program},
-        {"rows between blocks", 4 * s->tokens * (s->hidden + 1), 12 * s->tokens},
-        {"activations within a block", 4 * s->tokens * larger(s->attn, s->mlp), 0},
-        {"rows kept for a second pass", sequential || !needs_hessian(r) ? 0 : 4 * s->tokens * s->hidden, 0},
-        {"rows through the original model",
-         follows_original(r) ? 4 * s->tokens * (s->hidden + larger(s->attn, s->mlp)) : 0, 0},
-        {"forward buffers", 8 * (s->batch * (s->hidden + s->attn + s->kv + s->mlp) + s->seq_len * s->half_head), 0},
-        {"weights of a block (FP32, as read, quantized)", larger(quantized_block, s->tokens > 0 ? embedding : 0), 0},
-        {"Hessians and drift", sequential ? s->site : s->hessian * s->sum_k2, 0},
-        {"solving one linear", solve_bytes(r, s), 0},
-        {"a tensor as read", 0, s->source * s->largest},
-        {"results of a block", 0, s->packed},
+    const double program = 18e6; /* code, libraries, threads */
+    double streams = follows_original(r) ? 2 : 1, whole = s->hidden * s->vocab;
+    double step = larger(s->attn, s->mlp), table = has_rows(r) ? whole : 0;
+    /* Memory that nobody has touched yet is none on a processor, but it is on a GPU. */
+    int from_start = r->gpu ? EMBEDDING | BLOCK : BLOCK;
+    const struct {
+        int alive;
+        plan_memory row;
+    } all[] = {
+        {ALWAYS, {"program", 0, program}},
+        {ALWAYS, {"token ids, their positions", 0, 8 * s->tokens}},
+        {EMBEDDING | BLOCK, {"rows between blocks", streams * 4 * s->tokens * s->hidden + 4 * s->tokens, 0}},
+        {EMBEDDING, {"embedding, FP32 and as read", (4 + s->source) * table, s->source * table}},
+        {from_start, {"rows between the steps of a block", streams * 4 * s->tokens * step, 0}},
+        {from_start, {"a batch within a step", 4 * s->batch * s->forward_width + 4 * s->seq_len * 2 * s->half_head, 0}},
+        {BLOCK, {"rows kept for a second pass", second_pass(r) ? 4 * s->tokens * s->hidden : 0, 0}},
+        {BLOCK, {"weights of a block, FP32", 4 * s->block, 0}},
+        {BLOCK, {"a tensor as read, later the packed block", larger(s->source * s->widest, s->packed), 0}},
+        {BLOCK, {"statistics, and one linear being solved", site_bytes(r, s), 0}},
+        {BLOCK, {"statistics as read from the store", 0, r->from_store ? s->hessian * s->sum_k2 : 0}},
+        {BLOCK | WRITING, {"packed results of a block", 0, s->packed}},
+        {WRITING, {"a tensor on its way to the file", 0, larger(s->source * s->largest, s->packed)}},
     };
-    p->n_memory = (int)(sizeof rows / sizeof rows[0]);
-    memcpy(p->memory, rows, sizeof rows);
-    double device = 0, host = 0;
-    for (int i = 0; i < p->n_memory; i++) {
-        device += rows[i].device;
-        host += rows[i].host;
+    for (int moment = 0; moment < 3; moment++) {
+        double device = 0, host = 0;
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            if (all[i].alive >> moment & 1) device += all[i].row.device, host += all[i].row.host;
+        if (device + host <= (double)(p->peak_device_bytes + p->peak_host_bytes)) continue;
+        p->peak_device_bytes = (uint64_t)device;
+        p->peak_host_bytes = (uint64_t)host;
+        p->peak_moment = moment_names[moment];
+        p->n_memory = 0;
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            if (all[i].alive >> moment & 1) p->memory[p->n_memory++] = all[i].row;
     }
-    p->peak_device_bytes = r->gpu ? (uint64_t)device : 0;
-    p->peak_host_bytes = (uint64_t)(r->gpu ? host : host + device);
+    if (r->gpu) return;
+    p->peak_host_bytes += p->peak_device_bytes;
+    p->peak_device_bytes = 0;
 }
 
 /* ---- disk ------------------------------------------------------------------------------------------------------------------- */
 
-/* The tensors of the output, from the layout itself; everything that is not quantized has 16 bits. */
-static ql_status count_output(const plan_request *r, ql_arena *arena, plan *p) {
-    const model_config *c = r->config;
-    uint64_t bytes = dense_bytes(c);
-    for (int64_t layer = 0; layer < c->layers; layer++)
-        for (linear_id id = 0; id < LINEARS; id++) {
-            const module_rule *rule = modules_rule(r->modules, layer, id);
-            char name[NAME_SIZE];
-            layout_tensors tensors;
-            qmodule q = {.name = name, .bits = rule->bits};
-            if (rule->skip) continue;
-            module_name(name, layer, id);
-            linear_shape(c, id, &q.n, &q.k);
-            q.group = rule->group < 0 ? q.k : rule->group;
-            ql_mark mark = ql_arena_mark(arena);
-            QL_TRY(layout_gptq_encode(&q, 1, arena, &tensors));
-            bytes -= 2 * (uint64_t)q.n * (uint64_t)q.k;
-            for (int t = 0; t < tensors.count; t++) bytes += tensors.tensor[t].size;
-            ql_arena_release(arena, mark);
-        }
-    p->output_bytes = bytes;
+/* The output's files, and in the work directory the committed layers until the output is whole. */
+static ql_status count_disk(const plan_request *r, ql_arena *arena, plan *p) {
+    layout_scheme scheme;
+    output_plan out;
+    ql_dtype dtype = r->dense && !r->source_is_f16 ? QL_BF16 : QL_F16;
+    uint64_t files, size;
+    bool dynamic = r->recipe->act_order == QL_ORDER_DYNAMIC && needs_hessian(r);
+    QL_TRY(scheme_make(r->recipe, r->modules, 1, arena, &scheme)); /* both versions have the same sizes */
+    QL_TRY(output_plan_make(r->config, r->dense ? NULL : &scheme, dtype, r->shard_size, arena, &out));
+    QL_TRY(output_plan_files_size(&out, &files));
+    p->output_bytes = out.tensor_bytes;
+    p->disk_bytes = files;
+    for (int64_t layer = 0; layer < r->config->layers; layer++) {
+        QL_TRY(layer_file_size(r->config, layer, modules_rule(r->modules, layer, 0), dynamic, arena, &size));
+        p->disk_bytes += size;
+    }
     return QL_OK;
 }
 
@@ -213,21 +241,23 @@ static void count_linear(const plan_request *r, const module_rule *rule, double 
     if (follows_original(r)) p->phases[PLAN_TARGET].flops += 4 * n * k * k;
 }
 
-/* Rows through the blocks: once when every linear is solved on the way, twice when a block is solved as a whole, and nobody
- * computes what the last block puts out; beside that the original model, and its o and down once more for the comparison. */
+/* Rows through the blocks: once, or twice when a block is solved as a whole from what is quantized before it.  Nobody computes what
+ * the last block puts out, unless statistics are those of the original model.  Beside that the original, when it is followed, and
+ * its o and down once more for the comparison. */
 static void count_forward(const plan_request *r, const sizes *s, plan *p) {
     double attention = 2 * s->seq_len * s->attn; /* causal: half of QK^T and of PV */
-    double block = s->tokens * (2 * s->block + attention), down = s->tokens * 2 * s->mlp * s->hidden;
+    double pass = s->tokens * (2 * s->block + attention), down = s->tokens * 2 * s->mlp * s->hidden;
     double out = s->tokens * 2 * s->attn * s->hidden;
-    double flops = s->layers * block - (r->recipe->sequential ? down : 0);
-    if (!r->recipe->sequential) flops += (s->layers - 1) * block;
-    if (follows_original(r)) flops += s->layers * (block + out + down);
+    double flops = s->layers * pass - (at_once(r) ? 0 : down);
+    if (second_pass(r)) flops += (s->layers - 1) * pass;
+    if (follows_original(r)) flops += s->layers * (pass + out + down);
     p->phases[PLAN_FORWARD].flops = flops;
     p->phases[PLAN_STATISTICS].flops = s->layers * s->tokens * (s->sum_k2 + s->cross);
 }
 
 static void count_work(const plan_request *r, const sizes *s, plan *p) {
     p->phases[PLAN_READ].bytes_read = r->source_bytes ? (double)r->source_bytes : (double)dense_bytes(r->config);
+    if (r->from_store) p->phases[PLAN_READ].bytes_read += s->layers * s->hessian * s->sum_k2 / 2; /* upper triangles */
     p->phases[PLAN_WRITE].bytes_read = s->packed_all;
     p->phases[PLAN_WRITE].bytes_written = s->packed_all + (double)p->output_bytes;
     for (int64_t i = 0; i < r->config->layers * LINEARS; i++) {
@@ -241,11 +271,11 @@ static void count_work(const plan_request *r, const sizes *s, plan *p) {
 static void count_seconds(const plan_rates *rates, plan *p) {
     double disk = 0;
     for (int i = 0; i < PLAN_PHASES; i++) {
-        plan_phase *phase = &p->phases[i];
-        double amount = counts_bytes[i] ? phase->bytes_read + phase->bytes_written : phase->flops;
-        phase->seconds = amount / rates->of[i];
-        p->seconds += phase->seconds;
-        if (counts_bytes[i]) disk += phase->seconds;
+        plan_phase *part = &p->phases[i];
+        double amount = counts_bytes[i] ? part->bytes_read + part->bytes_written : part->flops;
+        part->seconds = amount / rates->of[i];
+        p->seconds += part->seconds;
+        if (counts_bytes[i]) disk += part->seconds;
     }
     p->measured = rates->measured;
     p->critical_resource = disk > p->seconds / 2 ? "disk bandwidth" : "compute";
@@ -254,9 +284,8 @@ static void count_seconds(const plan_rates *rates, plan *p) {
 ql_status plan_make(const plan_request *r, ql_arena *arena, plan *p) {
     *p = (plan){0};
     sizes s = measure_model(r);
-    QL_TRY(count_output(r, arena, p));
+    QL_TRY(count_disk(r, arena, p));
     p->hessian_bytes = (uint64_t)(s.hessian * s.sum_k2);
-    p->disk_bytes = p->output_bytes + (uint64_t)s.packed_all;
     count_memory(r, &s, p);
     count_work(r, &s, p);
     count_seconds(r->rates, p);
@@ -315,28 +344,29 @@ ql_status plan_limit(plan *p, uint64_t device, uint64_t host, uint64_t disk, ql_
 }
 
 static json_t *phase_json(const plan *p, int i) {
-    const plan_phase *phase = &p->phases[i];
+    const plan_phase *part = &p->phases[i];
     return json_pack("{s:s, s:I, s:I, s:f, s:f}", "name", plan_phase_names[i], "bytes_read",
-                     (json_int_t)phase->bytes_read, "bytes_written", (json_int_t)phase->bytes_written, "flops",
-                     phase->flops, "seconds", phase->seconds);
+                     (json_int_t)part->bytes_read, "bytes_written", (json_int_t)part->bytes_written, "flops",
+                     part->flops, "seconds", part->seconds);
 }
 
 json_t *plan_json(const plan *p) {
-    json_t *phases = json_array(), *reasons = json_array(), *memory = json_array();
+    json_t *parts = json_array(), *reasons = json_array(), *memory = json_array();
     int failed = 0;
-    for (int i = 0; i < PLAN_PHASES; i++) failed |= json_array_append_new(phases, phase_json(p, i));
+    for (int i = 0; i < PLAN_PHASES; i++) failed |= json_array_append_new(parts, phase_json(p, i));
     for (int i = 0; i < p->n_reasons; i++) failed |= json_array_append_new(reasons, json_string(p->reasons[i]));
     for (int i = 0; i < p->n_memory; i++)
         failed |= json_array_append_new(memory, json_pack("{s:s, s:I, s:I}", "what", p->memory[i].what, "device_bytes",
                                                           (json_int_t)p->memory[i].device, "host_bytes",
                                                           (json_int_t)p->memory[i].host));
     json_t *document =
-        json_pack("{s:b, s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:o, s:o}", "feasible", p->status == QL_OK,
+        json_pack("{s:b, s:o, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:o, s:o, s:s}", "feasible", p->status == QL_OK,
                   "reasons", reasons, "output_bytes", (json_int_t)p->output_bytes, "hessian_bytes",
                   (json_int_t)p->hessian_bytes, "peak_device_bytes", (json_int_t)p->peak_device_bytes,
                   "peak_host_bytes", (json_int_t)p->peak_host_bytes, "disk_bytes", (json_int_t)p->disk_bytes, "seconds",
                   p->seconds, "rates_source", p->measured ? "measured" : "datasheet", "critical_resource",
-                  p->critical_resource ? p->critical_resource : "none", "phases", phases, "memory", memory);
+                  p->critical_resource ? p->critical_resource : "none", "phases", parts, "memory", memory,
+                  "peak_during", p->peak_moment ? p->peak_moment : "none");
     if (failed && document) {
         json_decref(document);
         document = NULL;

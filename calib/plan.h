@@ -8,6 +8,7 @@
 #ifndef CALIB_PLAN_H
 #define CALIB_PLAN_H
 
+#include "calib/layer.h"
 #include "calib/modules.h"
 
 /* name, whether its rate is in bytes (else floating-point operations) per second */
@@ -47,8 +48,13 @@ typedef struct plan_request {
     const recipe *recipe;
     const module_table *modules;
     int64_t n_seq, seq_len; /* calibration rows; 0: none */
-    uint64_t source_bytes;  /* of all tensors of the checkpoint; 0: not there, 16 bits are assumed */
-    bool gpu;               /* the device has its own memory */
+    statistics_mode mode;
+    bool from_store;    /* statistics come from a store: no rows */
+    bool dense;         /* the output is a 16-bit checkpoint */
+    bool source_is_f16; /* ... which then keeps the type; its name is a part of the headers */
+    uint64_t shard_size;
+    uint64_t source_bytes; /* of all tensors of the checkpoint; 0: not there, 16 bits are assumed */
+    bool gpu;              /* the device has its own memory */
     const plan_rates *rates;
 } plan_request;
 
@@ -56,7 +62,7 @@ typedef struct plan_phase {
     double bytes_read, bytes_written, flops, seconds;
 } plan_phase;
 
-/* One line of the memory model: what lives at the peak, and where. */
+/* One line of the memory model: what is alive at the peak, and where. */
 typedef struct plan_memory {
     const char *what;
     double device, host;
@@ -65,12 +71,14 @@ typedef struct plan_memory {
 enum { PLAN_MEMORY_ROWS = 12, PLAN_MAX_REASONS = 8 };
 
 typedef struct plan {
-    uint64_t output_bytes, hessian_bytes, peak_device_bytes, peak_host_bytes, disk_bytes;
+    uint64_t output_bytes, hessian_bytes, peak_device_bytes, peak_host_bytes; /* output: of the tensors */
+    uint64_t disk_bytes; /* safetensors files of the output and of the work directory, headers included */
     double seconds;
     bool measured;
     plan_phase phases[PLAN_PHASES];
     plan_memory memory[PLAN_MEMORY_ROWS];
     int n_memory;
+    const char *peak_moment; /* "embedding", "a block" or "writing" */
     const char *critical_resource;
     int n_reasons;
     const char *reasons[PLAN_MAX_REASONS];

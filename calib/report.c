@@ -8,10 +8,9 @@
 static json_t *real_or_null(double value) { return isfinite(value) ? json_real(value) : json_null(); }
 
 static json_t *report_module(const qmodule *q, const linear_record *r) {
-    json_t *j =
-        json_pack("{s:s, s:I, s:I, s:i, s:I, s:s, s:f, s:I, s:s?, s:f}", "name", q->name, "n", (json_int_t)q->n, "k",
-                  (json_int_t)q->k, "bits", q->bits, "group_size", (json_int_t)q->group, "method", r->method, "damp",
-                  r->damp, "dead_columns", (json_int_t)r->dead, "fallback", r->fallback, "seconds", r->seconds);
+    json_t *j = json_pack("{s:s, s:I, s:I, s:i, s:I, s:s, s:f, s:I, s:s?}", "name", q->name, "n", (json_int_t)q->n, "k",
+                          (json_int_t)q->k, "bits", q->bits, "group_size", (json_int_t)q->group, "method", r->method,
+                          "damp", r->damp, "dead_columns", (json_int_t)r->dead, "fallback", r->fallback);
     json_object_set_new(j, "loss", real_or_null(r->loss));
     json_object_set_new(j, "rtn_loss", real_or_null(r->rtn_loss));
     json_object_set_new(j, "relative_error", r->norm > 0 ? real_or_null(r->loss / r->norm) : json_null());
@@ -73,28 +72,65 @@ static const char *text(const json_t *object, const char *key) {
     return value ? value : "-";
 }
 
-void report_print(const json_t *report) {
-    const json_t *totals = json_object_get(report, "totals"), *environment = json_object_get(report, "environment");
-    size_t l, m, i;
-    json_t *layer, *module, *spent;
+static void print_module(const json_t *module) {
+    double rtn = number(module, "rtn_loss");
+    char shape[32], scheme[32];
+    snprintf(shape, sizeof shape, "%.0fx%.0f", number(module, "n"), number(module, "k"));
+    snprintf(scheme, sizeof scheme, "w%.0fg%.0f", number(module, "bits"), number(module, "group_size"));
+    if (!json_object_get(module, "method")) printf("%-40s %14s %9s\n", text(module, "name"), shape, "16 bit");
+    else
+        printf("%-40s %14s %9s %6s %12.3e %10.3f\n", text(module, "name"), shape, scheme, text(module, "method"),
+               number(module, "relative_error"), rtn > 0 ? number(module, "loss") / rtn : 1.0);
+}
+
+static void print_modules(const json_t *layers) {
+    size_t l, m;
+    json_t *layer, *module;
     printf("%-40s %14s %9s %6s %12s %10s\n", "module", "shape", "scheme", "method", "rel. error", "vs nearest");
-    json_array_foreach(json_object_get(report, "layers"), l, layer) json_array_foreach(layer, m, module) {
-        double rtn = number(module, "rtn_loss");
-        char shape[32], scheme[32];
-        snprintf(shape, sizeof shape, "%.0fx%.0f", number(module, "n"), number(module, "k"));
-        snprintf(scheme, sizeof scheme, "w%.0fg%.0f", number(module, "bits"), number(module, "group_size"));
-        if (!json_object_get(module, "method")) printf("%-40s %14s %9s\n", text(module, "name"), shape, "16 bit");
-        else
-            printf("%-40s %14s %9s %6s %12.3e %10.3f\n", text(module, "name"), shape, scheme, text(module, "method"),
-                   number(module, "relative_error"), rtn > 0 ? number(module, "loss") / rtn : 1.0);
+    json_array_foreach(layers, l, layer) json_array_foreach(layer, m, module) print_module(module);
+}
+
+/* One line for each layer: its modules, and the one that lost most. */
+static void print_layers(const json_t *layers) {
+    size_t l, m;
+    json_t *layer, *module;
+    printf("%-6s %10s %10s %12s %10s  %s\n", "layer", "quantized", "fallbacks", "rel. error", "vs nearest", "worst");
+    json_array_foreach(layers, l, layer) {
+        json_t *alone = json_pack("[O]", layer), *totals = report_totals(alone);
+        const json_t *worst = NULL;
+        json_array_foreach(layer, m, module) {
+            if (!worst || number(module, "relative_error") > number(worst, "relative_error")) worst = module;
+        }
+        printf("%-6zu %10.0f %10.0f %12.3e %10.3f  %s\n", l, number(totals, "modules_quantized"),
+               number(totals, "fallbacks"), number(totals, "mean_relative_error"), number(totals, "loss_over_rtn"),
+               text(worst, "name"));
+        json_decref(totals);
+        json_decref(alone);
     }
-    printf("\n%.0f modules quantized, %.0f kept in 16 bits, %.0f fallbacks; loss %.3f of nearest rounding's\n",
+}
+
+static void print_time(const json_t *environment) {
+    size_t i;
+    json_t *spent;
+    printf("%.1f s on %s:", number(environment, "seconds"), text(environment, "device_description"));
+    json_array_foreach(json_object_get(environment, "phases"), i, spent) {
+        if (number(spent, "seconds") >= 0.05) printf(" %s %.1f", text(spent, "name"), number(spent, "seconds"));
+    }
+    printf("\npeak memory %.0f MiB\n", number(environment, "peak_host_bytes") / 1048576);
+}
+
+void report_print(const json_t *report) {
+    enum { MANY_LAYERS = 100 / LINEARS }; /* more modules than fit a screen or two */
+    const json_t *layers = json_object_get(report, "layers"), *totals = json_object_get(report, "totals");
+    if (json_array_size(layers) > MANY_LAYERS) print_layers(layers);
+    else print_modules(layers);
+    printf("\nstatistics %s: %.0f rows, %.0f tokens, %.0f rows skipped\n", text(report, "statistics"),
+           number(report, "samples"), number(report, "tokens"), number(report, "samples_skipped"));
+    printf("%.0f modules quantized, %.0f kept in 16 bits, %.0f fallbacks; loss %.3f of nearest rounding's\n",
            number(totals, "modules_quantized"), number(totals, "modules_kept"), number(totals, "fallbacks"),
            number(totals, "loss_over_rtn"));
-    printf("%.1f s on %s:", number(environment, "seconds"), text(environment, "device_description"));
-    json_array_foreach(json_object_get(environment, "phases"), i, spent) if (number(spent, "seconds") >= 0.05)
-        printf(" %s %.1f", text(spent, "name"), number(spent, "seconds"));
-    printf("\n%.0f -> %.0f bytes (%.3f bits per weight over all tensors), peak memory %.0f MiB\n",
-           number(report, "source_bytes"), number(report, "output_bytes"), number(report, "bits_per_weight"),
-           number(environment, "peak_host_bytes") / 1048576);
+    printf("%.0f -> %.0f bytes; %.3f bits per weight in the quantized modules, %.3f over all tensors\n",
+           number(report, "source_bytes"), number(report, "output_bytes"), number(report, "bits_per_quantized_weight"),
+           number(report, "bits_per_weight"));
+    print_time(json_object_get(report, "environment"));
 }

@@ -57,7 +57,8 @@ ql_status st_writer_commit(st_writer *writer,
                            unsigned char sha256[32]); /* sha256 may be NULL; ends the writer either way */
 void st_writer_abort(st_writer *writer);              /* NULL is allowed */
 
-/* Bytes of the file that would be written: header included. */
+/* Bytes of the file that would be written: header included.  In the writer's order, or in the order given. */
 ql_status st_file_size(const st_tensor *tensors, int64_t count, const json_t *metadata, uint64_t *size);
+ql_status st_file_size_in_order(const st_tensor *tensors, int64_t count, const json_t *metadata, uint64_t *size);
 
 #endif

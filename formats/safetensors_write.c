@@ -110,19 +110,29 @@ static ql_status build(const st_tensor *tensors, int64_t count, const json_t *me
     return status;
 }
 
-ql_status st_file_size(const st_tensor *tensors, int64_t count, const json_t *metadata, uint64_t *size) {
-    st_tensor *copy = ql_malloc((size_t)count * sizeof *copy + 1); /* offsets in the header follow from the order */
+/* Offsets in the header have as many digits as the order gives them. */
+static ql_status file_size(const st_tensor *tensors, int64_t count, bool sorted, const json_t *metadata,
+                           uint64_t *size) {
+    st_tensor *copy = ql_malloc((size_t)count * sizeof *copy + 1);
     if (!copy) return ql_fail(QL_NOMEM, "no memory for %lld tensors", (long long)count);
     memcpy(copy, tensors, (size_t)count * sizeof *copy);
     char *header = NULL;
     size_t length = 0;
-    sort(copy, count);
+    if (sorted) sort(copy, count);
     ql_status status = place(copy, count, size);
     if (status == QL_OK) status = build(copy, count, metadata, &header, &length);
     *size += length;
     ql_mfree(header);
     ql_mfree(copy);
     return status;
+}
+
+ql_status st_file_size(const st_tensor *tensors, int64_t count, const json_t *metadata, uint64_t *size) {
+    return file_size(tensors, count, true, metadata, size);
+}
+
+ql_status st_file_size_in_order(const st_tensor *tensors, int64_t count, const json_t *metadata, uint64_t *size) {
+    return file_size(tensors, count, false, metadata, size);
 }
 
 /* ---- the file ---------------------------------------------------------------------------------------------------------- */

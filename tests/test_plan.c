@@ -67,6 +67,8 @@ static plan make(const model_config *config, const recipe *r, int64_t n_seq, int
                                   .modules = &modules,
                                   .n_seq = n_seq,
                                   .seq_len = seq_len,
+                                  .mode = n_seq > 0 ? STATISTICS_PROPAGATED : STATISTICS_NONE,
+                                  .shard_size = 5000000000u,
                                   .gpu = gpu,
                                   .rates = &rates};
     assert_ok(plan_make(&request, arena, &p));
@@ -100,17 +102,17 @@ static void operations_of_the_phases(void **state) {
     recipe r = recipe_of("version: 1\ndrift: 0\nrefine: 0\n");
     plan p = make(&config, &r, 128, 2048, false);
     double tokens = 128 * 2048, weights = 80 * 855638016.0;
-    double forward = 2 * tokens * weights + 80 * tokens * 2 * 2048 * 8192, block = forward / 80;
+    double all_rows = 2 * tokens * weights + 80 * tokens * 2 * 2048 * 8192, one = all_rows / 80;
     double down = 2 * tokens * 28672 * 8192, out = 2 * tokens * 8192 * 8192;
-    assert_true(p.phases[PLAN_FORWARD].flops == forward - down); /* the last block's output is not needed */
+    assert_true(p.phases[PLAN_FORWARD].flops == all_rows - down); /* the last block's output is not needed */
     assert_true(p.phases[PLAN_STATISTICS].flops == 80 * tokens * (3 * 8192.0 * 8192 + 28672.0 * 28672));
     double sum = 0;
     for (int i = 0; i < PLAN_PHASES; i++) sum += p.phases[i].seconds;
     assert_true(p.seconds == sum && p.seconds > 0);
     recipe literature = recipe_of("version: 1\nliterature: true\n"), follow = recipe_of("version: 1\n");
-    assert_true(make(&config, &literature, 128, 2048, false).phases[PLAN_FORWARD].flops == 2 * forward - block);
+    assert_true(make(&config, &literature, 128, 2048, false).phases[PLAN_FORWARD].flops == 2 * all_rows - one);
     plan both = make(&config, &follow, 128, 2048, false); /* the original model beside it, its o and down twice */
-    assert_true(both.phases[PLAN_FORWARD].flops == 2 * forward - down + 80 * (out + down));
+    assert_true(both.phases[PLAN_FORWARD].flops == 2 * all_rows - down + 80 * (out + down));
     assert_true(both.phases[PLAN_TARGET].flops > 0 && p.phases[PLAN_TARGET].flops == 0);
 }
 

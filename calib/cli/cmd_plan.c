@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "calib/cli/cli.h"
+#include "calib/job.h"
 #include "calib/machine.h"
 #include "calib/plan.h"
 #include "formats/checkpoint.h"
@@ -39,12 +40,37 @@ static ql_status read_model(inputs *in) {
     if (!ql_path_exists(single) && !ql_path_exists(index)) return QL_OK;
     QL_TRY(checkpoint_open(in->model_dir, &ck));
     in->request.source_bytes = checkpoint_bytes(ck);
+    in->request.source_is_f16 = true;
+    for (int64_t i = 0; i < checkpoint_count(ck); i++)
+        in->request.source_is_f16 = in->request.source_is_f16 && checkpoint_at(ck, i)->dtype == QL_F16;
     checkpoint_close(ck);
     return QL_OK;
 }
 
+/* Which statistics, as quantize would be told. */
+static ql_status read_mode(inputs *in) {
+    static const char *const names[] = {"propagated", "fp", NULL};
+    int choice = 0;
+    in->request.from_store = cli_has(in->args, "stats");
+    if (in->request.from_store && (cli_has(in->args, "calib") || cli_has(in->args, "samples")))
+        return ql_fail(QL_USAGE, "--stats: rows are not needed; drop --calib and --samples");
+    QL_TRY(cli_choice(in->args, "statistics", names, &choice));
+    in->request.mode = choice == 1 || in->request.from_store ? STATISTICS_FP : STATISTICS_PROPAGATED;
+    return QL_OK;
+}
+
+static ql_status read_output(inputs *in) {
+    int format = OUTPUT_GPTQ;
+    in->request.shard_size = 5000000000u;
+    QL_TRY(cli_choice(in->args, "format", output_format_names, &format));
+    in->request.dense = format == OUTPUT_DENSE;
+    return cli_bytes(in->args, "shard-size", &in->request.shard_size);
+}
+
 static ql_status read_rows(inputs *in) {
     const char *path = cli_value(in->args, "calib");
+    QL_TRY(read_mode(in));
+    if (in->request.from_store) return QL_OK;
     bool asked = cli_has(in->args, "samples") || cli_has(in->args, "seqlen");
     if (path && asked) return ql_fail(QL_USAGE, "--calib says how many rows there are; drop --samples and --seqlen");
     if (path) {
@@ -54,7 +80,10 @@ static ql_status read_rows(inputs *in) {
         in->request.seq_len = tokens.seq_len;
         return tokens_check_model(&tokens, path, in->model_dir, in->config.vocab);
     }
-    if (in->recipe.base.method == METHOD_RTN && !asked) return QL_OK; /* needs no data */
+    if (in->recipe.base.method == METHOD_RTN && !asked) { /* needs no data */
+        in->request.mode = STATISTICS_NONE;
+        return QL_OK;
+    }
     in->request.n_seq = 128;
     in->request.seq_len = in->config.max_position < 2048 ? in->config.max_position : 2048;
     QL_TRY(cli_int(in->args, "samples", 1, 1000000000, &in->request.n_seq));
@@ -85,6 +114,7 @@ static ql_status read_inputs(const cli *args, ql_arena *arena, inputs *in) {
     QL_TRY(read_model(in));
     QL_TRY(modules_resolve(&in->recipe, &in->config, arena, &in->modules));
     QL_TRY(read_rows(in));
+    QL_TRY(read_output(in));
     QL_TRY(choose_device(in));
     in->request.config = &in->config;
     in->request.recipe = &in->recipe;
@@ -154,10 +184,11 @@ static void print_phases(const plan *p) {
 
 static void print_plan(const inputs *in, const plan *p) {
     print_size("output", (double)p->output_bytes);
-    print_size("work directory", (double)(p->disk_bytes - p->output_bytes));
+    print_size("disk, with the work directory", (double)p->disk_bytes);
     print_size("Hessians of a block", (double)p->hessian_bytes);
     if (in->request.gpu) print_size("device memory", (double)p->peak_device_bytes);
     print_size("host memory", (double)p->peak_host_bytes);
+    printf("at the peak, %s:\n", p->peak_moment);
     for (int i = 0; i < p->n_memory; i++) {
         char what[64];
         snprintf(what, sizeof what, "  %s", p->memory[i].what);
@@ -209,6 +240,10 @@ static const cli_option options[] = {
     {"model", 'm', "DIR", true, "model directory; its config.json is enough"},
     {"output", 'o', "DIR", false, "where the output would go: whose free space counts (default: here)"},
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
+    {"stats", 0, "DIR", false, "statistics come from a store (qalib calibrate): no rows, no forward pass"},
+    {"statistics", 0, "MODE", false, "propagated (default) or fp, as in quantize"},
+    {"format", 'f', "NAME", false, "gptq (default), gptq_v2 or dense"},
+    {"shard-size", 0, "BYTES", false, "largest file of the output (default: 5GB)"},
     {"samples", 'n', "N", false, "without rows: how many there will be (default: 128)"},
     {"seqlen", 'l', "N", false, "without rows: tokens of each (default: 2048, or what the model allows)"},
     {"target", 0, "LIST", false, "refuse what these cannot load: vllm,transformers,exllamav2,llama.cpp"},

@@ -1,0 +1,35 @@
+#include "calib/scheme.h"
+
+/* Modules whose bits or group are not the base rule's, by name. */
+static ql_status list_overrides(const recipe *r, const module_table *modules, ql_arena *arena, layout_scheme *scheme) {
+    int64_t n = 0, all = modules->layers * LINEARS;
+    layout_override *list;
+    QL_TRY(ql_take(arena, (size_t)all, sizeof *list, &list));
+    for (int64_t i = 0; i < all; i++) {
+        const module_rule *rule = &modules->rules[i];
+        char name[NAME_SIZE], *copy;
+        if (rule->skip || (rule->bits == r->base.bits && rule->group == r->base.group)) continue;
+        module_name(name, i / LINEARS, (linear_id)(i % LINEARS));
+        QL_TRY(ql_arena_string(arena, name, &copy));
+        list[n++] = (layout_override){copy, rule->bits, rule->group};
+    }
+    scheme->overrides = list;
+    scheme->n_overrides = n;
+    return QL_OK;
+}
+
+ql_status scheme_make(const recipe *r, const module_table *modules, int version, ql_arena *arena, layout_scheme *out) {
+    *out = (layout_scheme){
+        .bits = r->base.bits,
+        .group = r->base.group,
+        .symmetric = r->symmetric,
+        .desc_act = r->act_order == QL_ORDER_DYNAMIC && r->base.group > 0,
+        .static_groups = r->act_order == QL_ORDER_STATIC,
+        .true_sequential = r->sequential,
+        .version = version,
+        .damp = r->damp,
+        .skipped = modules->skipped,
+        .layers = modules->layers,
+    };
+    return list_overrides(r, modules, arena, out);
+}
