@@ -8,7 +8,8 @@ options=()
 if command -v ccache >/dev/null; then
     options+=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CUDA_COMPILER_LAUNCHER=ccache)
 fi
-pkg-config --exists cmocka || options+=(-DQALIB_TESTS=OFF)
+pkg-config --exists cmocka && tests=ON || tests=OFF # said each time: a cached answer would outlive scripts/setup.sh --test
+options+=(-DQALIB_TESTS=$tests)
 command -v nvcc >/dev/null || [ ! -x /usr/local/cuda/bin/nvcc ] || export PATH="$PATH:/usr/local/cuda/bin"
 cmake -S . -B build -G Ninja "${options[@]}" "$@" | grep -E '^-- (CUDA|Build files)|warning|Error' || true
 cmake --build build
