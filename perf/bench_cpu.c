@@ -4,8 +4,8 @@
  *
  * With one thread, processor time counts instead of wall time: the load of others then stays out of the ratios.
  * One line per case: median GFLOP/s with the 10 and 90 % quantiles, the same for sgemm, and the median of the ratios of neighbours.
- * sgemm has the shape of the case where the case is a dense product (gemm, qgemm); for hessian, loss and attention it has the m
- * of the case and n = k = 1024.  FLOPs are those that the formula needs: hessian m k (k + 1), loss 4 n k^2, attention 4 d per
+ * sgemm has the shape of the case where the case is a dense product (gemm, qgemm); for hessian, cross, loss and attention it has
+ * the m of the case and n = k = 1024.  FLOPs are those that the formula needs: hessian m k (k + 1), loss 4 n k^2, attention 4 d per
  * query and key that it sees.  Cases without products (swiglu, nll ...) are counted in values: Gvalues/s, no ratio.
  */
 #include "perf/bench.h"
@@ -20,7 +20,7 @@ typedef struct operands {
     int64_t start[MOST_SEQUENCES + 1], n_seq;
 } operands;
 
-/* x [m][k], w [n][k], y [m][n]; attention: width k, sequences of length n. */
+/* x [m][k], w [n][k], y [m][n], h [n][k]; attention: width k, sequences of length n. */
 typedef struct bench {
     const char *name;
     int64_t m, n, k;
@@ -32,6 +32,7 @@ typedef struct bench {
 static ql_status run_gemm(operands *o) { return ql_gemm(ctx, o->x, o->w, ql_no_mat(), o->y); }
 static ql_status run_qgemm(operands *o) { return ql_qgemm(ctx, o->x, &o->q, ql_no_mat(), o->y); }
 static ql_status run_hessian(operands *o) { return ql_hessian(ctx, o->x, o->h); }
+static ql_status run_cross(operands *o) { return ql_cross(ctx, o->y, o->x, o->h); }
 static ql_status run_swiglu(operands *o) { return ql_swiglu(ctx, o->x, o->x, o->y); }
 static ql_status run_abs_hist(operands *o) { return ql_abs_hist(ctx, o->x, o->count); }
 static ql_status run_nll(operands *o) { return ql_nll(ctx, o->x, o->target, o->nll); }
@@ -53,6 +54,10 @@ static bench product(const char *name, int bits, int64_t m, int64_t n, int64_t k
 
 static bench hessian(int64_t m, int64_t k) {
     return (bench){"hessian", m, k, k, (double)m * (double)k * ((double)k + 1), 0, run_hessian};
+}
+
+static bench cross(int64_t m, int64_t n, int64_t k) {
+    return (bench){"cross", m, n, k, 2.0 * (double)m * (double)n * (double)k, 0, run_cross};
 }
 
 static bench attention(int64_t m, int64_t length, int64_t width) {
@@ -83,10 +88,10 @@ static ql_qweight random_qweight(const bench *c) {
 
 static operands prepare(const bench *c) {
     operands o = {.x = random_mat(c->m, c->k, 1), .shape = {c->k / HEAD, c->k / HEAD, 0, 0.125f}};
-    o.y = zeros(QL_F32, c->m, is_dense(c) ? c->n : c->k);
+    o.y = zeros(QL_F32, c->m, is_dense(c) || c->run == run_cross ? c->n : c->k);
     o.w = random_mat(is_product(c) ? c->n : 0, c->k, 2);
     if (c->run == run_qgemm) o.q = random_qweight(c);
-    if (c->run == run_hessian || c->run == run_loss) o.h = random_mat(c->k, c->k, 5);
+    if (c->run == run_hessian || c->run == run_loss || c->run == run_cross) o.h = random_mat(c->n, c->k, 5);
     for (; c->run == run_attention && o.n_seq * c->n < c->m; o.n_seq++) o.start[o.n_seq + 1] = (o.n_seq + 1) * c->n;
     o.count = zeros(QL_U64, 1, 32768);
     o.target = zeros(QL_I32, 1, c->m);
@@ -149,6 +154,9 @@ int main(int argc, char **argv) {
         hessian(4096, 256),
         hessian(4096, 768),
         hessian(4096, 2048),
+        cross(4096, 256, 256),
+        cross(4096, 256, 768),
+        cross(4096, 2048, 2048),
         attention(4096, 256, 256),
         attention(4096, 2048, 1024),
         loss(1024, 1024),
