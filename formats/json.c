@@ -1,30 +1,11 @@
 #include "formats/json.h"
 
-#include <pthread.h>
 #include <string.h>
 
+#include "formats/json_memory.h"
 #include "host/file.h"
 
 enum { DEEPEST = 64 };
-
-/* jansson 2.14 takes some failed allocations for syntax errors, and writes on without the text when one fails in json_dumps: so
- * its allocator remembers a failure, and every call that parses or writes asks. */
-static _Thread_local bool is_starved;
-
-static void *take_memory(size_t size) {
-    void *data = ql_malloc(size);
-    if (!data) is_starved = true;
-    return data;
-}
-
-/* Values made before the first parse came from malloc itself, which ql_mfree frees as well. */
-static void set_allocator(void) { json_set_alloc_funcs(take_memory, ql_mfree); }
-
-static void begin_jansson(void) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, set_allocator);
-    is_starved = false;
-}
 
 /* ---- parsing --------------------------------------------------------------------------------------------------------- */
 
@@ -67,7 +48,7 @@ ql_status ql_json_survey(const char *place, const char *text, size_t size, size_
 }
 
 static ql_status fail_parse(const char *place, const json_error_t *error) {
-    if (is_starved) return ql_fail(QL_NOMEM, "%s: no memory to parse it", place);
+    if (json_starved()) return ql_fail(QL_NOMEM, "%s: no memory to parse it", place);
     return ql_fail(QL_FORMAT, "%s: line %d, column %d: %s", place, error->line, error->column, error->text);
 }
 
@@ -78,9 +59,8 @@ ql_status ql_json_parse(const char *place, const char *text, size_t size, json_t
                        place);
     size_t members;
     QL_TRY(ql_json_survey(place, text, size, &members));
-    begin_jansson();
     json_error_t error = {0};
-    json_t *parsed = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
+    json_t *parsed = json_parse_text(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &error);
     if (!parsed) return fail_parse(place, &error);
     if (!json_is_object(parsed)) {
         json_decref(parsed);
@@ -91,9 +71,8 @@ ql_status ql_json_parse(const char *place, const char *text, size_t size, json_t
 }
 
 ql_status ql_json_prefix(const char *place, const char *text, size_t size, json_t **value, size_t *used) {
-    begin_jansson();
     json_error_t error = {0};
-    *value = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DISABLE_EOF_CHECK, &error);
+    *value = json_parse_text(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_DISABLE_EOF_CHECK, &error);
     if (!*value) return fail_parse(place, &error);
     *used = (size_t)error.position;
     return QL_OK;
@@ -214,13 +193,10 @@ ql_status ql_json_only_keys(const json_t *object, const char *place, const char 
 /* ---- writing --------------------------------------------------------------------------------------------------------- */
 
 ql_status ql_json_text(const json_t *document, size_t flags, char **text) {
-    begin_jansson();
-    *text = json_dumps(document, flags);
-    if (*text && !is_starved) return QL_OK;
-    ql_mfree(*text);
-    *text = NULL;
-    return ql_fail(is_starved ? QL_NOMEM : QL_INVALID,
-                   is_starved ? "no memory to write JSON" : "JSON that is no document");
+    *text = json_print_text(document, flags);
+    if (*text) return QL_OK;
+    return json_starved() ? ql_fail(QL_NOMEM, "no memory to write JSON")
+                          : ql_fail(QL_INVALID, "JSON that is no document");
 }
 
 ql_status ql_json_canonical(const json_t *document, ql_arena *arena, char **text) {
