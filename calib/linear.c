@@ -4,12 +4,15 @@
  */
 #include "calib/linear.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "host/log.h"
 #include "host/mat.h"
 #include "host/num.h"
+
+static const float LARGEST_F16 = 65504;
 
 /* diag(H) on the host: the diagonal is a column with a stride of one row and one column. */
 static ql_status read_diagonal(const linear_job *job, ql_mat h, ql_mat *diagonal, float *host) {
@@ -131,6 +134,24 @@ static ql_status pack(const linear_job *job, const linear_problem *p, const ql_g
     return QL_OK;
 }
 
+/* Packed weights are decoded to FP16 by those who load them: a larger one would become infinity there. */
+static ql_status check_range(const linear_job *job, ql_mat w) {
+    ql_mark mark = ql_arena_mark(job->device), host_mark = ql_arena_mark(job->host);
+    capture c;
+    stats_site columns;
+    QL_TRY(capture_open(job->ctx, w.cols, STATS_MOMENTS, QL_F32, job->device, &c));
+    QL_TRY(capture_add(job->ctx, &c, w));
+    QL_TRY(capture_download(job->ctx, &c, job->host, &columns));
+    float largest = 0;
+    for (int64_t i = 0; i < w.cols; i++) largest = fmaxf(largest, fmaxf(columns.max[i], -columns.min[i]));
+    ql_arena_release(job->host, host_mark);
+    ql_arena_release(job->device, mark);
+    if (largest <= LARGEST_F16) return QL_OK;
+    return ql_fail(QL_FORMAT,
+                   "%s: a weight of magnitude %g is beyond FP16 (%g); keep the module with an override, skip: true",
+                   job->name, (double)largest, (double)LARGEST_F16);
+}
+
 ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out, linear_record *record) {
     double begin = seconds_now();
     ql_mark mark = ql_arena_mark(job->device);
@@ -149,6 +170,7 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
     ql_mat codes;
     int32_t *order = NULL;
     *record = (linear_record){0};
+    QL_TRY(check_range(job, lin->w));
     if (job->input && ql_is_present(job->input->hessian) && job->rule.method != METHOD_RTN) {
         float *diagonal;
         p.h = job->input->hessian;

@@ -293,6 +293,7 @@ ql_status ql_dir_make(const char *path) {
 ql_status ql_dir_is_empty(const char *path, bool *empty) {
     *empty = true;
     DIR *dir = opendir(path);
+    if (!dir && errno == ENOTDIR) return ql_fail(QL_DISK, "%s: exists and is not a directory", path);
     if (!dir) return errno == ENOENT ? QL_OK : ql_fail_errno("%s: cannot read the directory", path);
     for (struct dirent *entry; (entry = readdir(dir));)
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) *empty = false;

@@ -1,7 +1,8 @@
 # Shared by the end-to-end scripts: sourced, not run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-qalib=$PWD/build/qalib
+build=${QALIB_BUILD:-$PWD/build}
+qalib=$build/qalib
 demo=$PWD/demo
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT

@@ -1,5 +1,6 @@
-/* make_model DIR [--layers N] [--hidden N] [--intermediate N] [--vocab N] [--tokens FILE] [--rows N] [--seqlen N]: a random model and
- * tokens for it, tiny unless told otherwise, for end-to-end tests.  Heads are 64 wide from hidden 256 on, four times as many for
+/* make_model DIR [--layers N] [--hidden N] [--intermediate N] [--vocab N] [--tokens FILE] [--rows N] [--seqlen N] [--shards N]
+ * [--last-in ROW]: a random model and tokens for it, tiny unless told otherwise, for end-to-end tests.  --last-in: the last id of
+ * the vocabulary occurs once, at the start of ROW.  Heads are 64 wide from hidden 256 on, four times as many for
  * queries as for keys. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,11 +16,13 @@ static void need(ql_status status) {
     exit(1);
 }
 
-static void make_tokens(const char *path, int64_t rows, int64_t seq_len, int64_t vocab) {
+static void make_tokens(const char *path, int64_t rows, int64_t seq_len, int64_t vocab, int64_t last_in) {
     token_file t = {.n_seq = rows, .seq_len = seq_len, .vocab = vocab, .n_tokens = rows * seq_len};
     t.ids = calloc((size_t)t.n_tokens, sizeof *t.ids);
     t.start = calloc((size_t)rows + 1, sizeof *t.start);
-    for (int64_t i = 0; i < t.n_tokens; i++) t.ids[i] = (int32_t)(ql_random(7, (uint64_t)i) % (uint64_t)vocab);
+    uint64_t choices = (uint64_t)(last_in < 0 ? vocab : vocab - 1);
+    for (int64_t i = 0; i < t.n_tokens; i++) t.ids[i] = (int32_t)(ql_random(7, (uint64_t)i) % choices);
+    if (last_in >= 0) t.ids[last_in * seq_len] = (int32_t)(vocab - 1);
     for (int64_t r = 0; r <= rows; r++) t.start[r] = r * seq_len;
     need(tokens_write(path, &t, "random", 7));
     free(t.ids);
@@ -30,13 +33,14 @@ int main(int argc, char **argv) {
     if (argc < 2) return 64;
     make_model m = make_tiny(ARCH_LLAMA);
     const char *tokens = NULL;
-    int64_t rows = 16, seq_len = 64;
+    int64_t rows = 16, seq_len = 64, shards = m.shards, last_in = -1;
     const struct {
         const char *name;
         int64_t *value;
     } numbers[] = {
         {"--layers", &m.layers}, {"--hidden", &m.hidden}, {"--intermediate", &m.intermediate},
         {"--vocab", &m.vocab},   {"--rows", &rows},       {"--seqlen", &seq_len},
+        {"--shards", &shards},   {"--last-in", &last_in},
     };
     for (int i = 2; i + 1 < argc; i += 2) {
         if (strcmp(argv[i], "--tokens") == 0) tokens = argv[i + 1];
@@ -45,8 +49,9 @@ int main(int argc, char **argv) {
     }
     if (m.hidden >= 256) m.head_dim = 64, m.heads = m.hidden / 64, m.kv_heads = m.heads / 4;
     if (m.max_position < seq_len) m.max_position = seq_len;
+    m.shards = (int)shards;
     need(ql_dir_make(argv[1]));
     need(make_checkpoint(argv[1], &m));
-    if (tokens) make_tokens(tokens, rows, seq_len, m.vocab);
+    if (tokens) make_tokens(tokens, rows, seq_len, m.vocab, last_in);
     return 0;
 }

@@ -2,12 +2,12 @@
 # The whole job on the CUDA backend's own code, compiled for the processor (tests/emulated_cuda): no GPU is needed, and no claim
 # about one is made. The files must be as good as the CPU backend's, and Hessians of the same inputs agree.
 source "$(dirname "$0")/../e2e_lib.sh"
-emulated=$PWD/build/qalib_emulated
+emulated=$build/qalib_emulated
 if [ ! -x "$emulated" ]; then
     echo "skip: no C++ compiler, so no emulated CUDA backend"
     exit 0
 fi
-"$PWD/build/make_model" "$tmp/model" --rows 4 --tokens "$tmp/tokens.h5"
+"$build/make_model" "$tmp/model" --rows 4 --tokens "$tmp/tokens.h5"
 
 # name, options...: the same job on both backends; mean KL within 5 % (codes near a rounding tie differ)
 both() {
@@ -33,6 +33,6 @@ holds "$tmp/cuda.json" "abs(j['nll'] / $nll - 1) < 1e-5" # FP32 sums in another 
 
 "$emulated" calibrate --device cuda -m "$tmp/model" --calib "$tmp/tokens.h5" -w "$tmp/stats-cuda" --progress none -q >/dev/null
 "$qalib" calibrate --device cpu -m "$tmp/model" --calib "$tmp/tokens.h5" -w "$tmp/stats-cpu" --progress none -q >/dev/null
-"$PWD/build/stats_distance" "$tmp/model" "$tmp/stats-cpu" "$tmp/stats-cuda" >"$tmp/distance"
+"$build/stats_distance" "$tmp/model" "$tmp/stats-cpu" "$tmp/stats-cuda" >"$tmp/distance"
 holds "$tmp/distance" 'j["hessian"] < 1e-5 and j["sum_sq"] < 1e-5' # the same FP32 pass, sums in another order
 echo "emulated: the job on the CUDA backend's code"

@@ -3,7 +3,7 @@
 source "$(dirname "$0")/../e2e_lib.sh"
 kills=$([ "${QALIB_TIER:-quick}" = full ] && echo 50 || echo 5)
 
-"$PWD/build/make_model" "$tmp/model" --layers 2 --tokens "$tmp/tokens.h5"
+"$build/make_model" "$tmp/model" --layers 2 --tokens "$tmp/tokens.h5"
 job=("$qalib" quantize -m "$tmp/model" --method gptq --bits 4 --group-size 32 --calib "$tmp/tokens.h5" --progress none)
 begin=$(date +%s%N)
 "${job[@]}" -o "$tmp/whole" >/dev/null
@@ -47,7 +47,7 @@ sed -i '$d' "$tmp/out.work/journal.jsonl"
 same_files "$tmp/whole" "$tmp/out"
 
 # C9: a changed recipe, model or token file is refused, and the line says what differs.
-"$PWD/build/make_model" "$tmp/other" --layers 2 --rows 17 --tokens "$tmp/other.h5"
+"$build/make_model" "$tmp/other" --layers 2 --rows 17 --tokens "$tmp/other.h5"
 expect 78 damp "${job[@]}" --damp 0.1 -o "$tmp/out" --resume
 expect 78 tokens "$qalib" quantize -m "$tmp/model" --method gptq --bits 4 --group-size 32 --calib "$tmp/other.h5" -o "$tmp/out" --resume
 sed -i 's/"initializer_range": [0-9.]*/"initializer_range": 0.5/' "$tmp/model/config.json"
