@@ -88,6 +88,7 @@ static ql_status measure(const linear_problem *p, const ql_grid *grid, ql_mat co
  * hopeless factorization shows here.  The literature has no such check. */
 static ql_status solve(const linear_job *job, linear_problem *p, ql_grid *grid, ql_mat *codes, linear_record *record) {
     method_run *method = choose_method(job, p);
+    const ql_mat given = p->w; /* a method may put a target in its place */
     if (job->rule.method != METHOD_RTN && method == method_rtn) record->fallback = "no calibration data";
     ql_status status = method(p, grid, *codes, record);
     if (status == QL_OK) status = measure(p, grid, *codes, &record->loss, &record->norm);
@@ -98,6 +99,7 @@ static ql_status solve(const linear_job *job, linear_problem *p, ql_grid *grid, 
     ql_grid nearest;
     ql_mat nearest_codes;
     linear_record baseline = {0};
+    if (status != QL_OK || !isfinite(record->loss)) p->w = given;
     QL_TRY(make_grid(job, p->n, p->k, NULL, &nearest));
     nearest.g_idx = grid->g_idx;
     QL_TRY(ql_arena_mat(p->device, QL_U8, p->n, p->k, &nearest_codes));
