@@ -55,11 +55,30 @@ QL_BOTH int ql_grid_candidate(ql_grid_rule rule, ql_range range, int maxq, int i
     return zero < 1.0f;
 }
 
-/* What rounding one weight costs. */
+/* What rounding does to one weight, and what that costs. */
+QL_BOTH float ql_grid_error(float w, ql_step step, int maxq) {
+    return w - ql_decode(ql_encode(w, step.scale, step.zero, maxq), step.scale, step.zero);
+}
+
 QL_BOTH float ql_grid_cost(float w, float importance, ql_step step, int maxq) {
-    float error = w - ql_decode(ql_encode(w, step.scale, step.zero, maxq), step.scale, step.zero);
+    float error = ql_grid_error(w, step, maxq);
     return importance * (error * error);
 }
+
+/* ---- AWQ (Lin et al. 2023): clipping and the weights' own magnitude ----------------------------------------------------------- */
+
+/* Weights beyond share 1 - s / 20 of the largest magnitude are clipped; the published search stops at one half. */
+enum { QL_CLIP_SHARES = 10, QL_CLIP_GROUP = 128 /* most inputs of a group */ };
+
+QL_BOTH ql_range ql_clip_range(ql_range range, int i) {
+    float limit = (1.0f - (float)i / 20.0f) * (range.hi > -range.lo ? range.hi : -range.lo);
+    if (range.lo < -limit) range.lo = -limit;
+    if (range.hi > limit) range.hi = limit;
+    return range;
+}
+
+/* A weight beside the largest of its group. */
+QL_BOTH float ql_relative_magnitude(float w, float largest) { return fabsf(w) / (largest + 1e-6f); }
 
 /* ---- the grids of the GPTQ paper's code, in double ------------------------------------------------------------------------- */
 

@@ -3,6 +3,7 @@
 
 #include <stdbool.h>
 
+#include "host/grid.h"
 #include "host/mat.h"
 #include "host/status.h"
 
@@ -270,6 +271,38 @@ ql_status ql_grid_search(ql_ctx *ctx, ql_mat w, ql_mat importance, const ql_grid
     if (rule->literature && rule->search) return ql_fail(QL_INVALID, "grid_search: literature grids are not searched");
     QL_TRY(check_grid("grid_search: grid", grid, w.rows, w.cols));
     return w.rows && w.cols ? ctx->ops->grid_search(ctx, w, importance, rule, grid) : QL_OK;
+}
+
+ql_status ql_scale(ql_ctx *ctx, ql_mat x, ql_mat rows, ql_mat cols, ql_mat y) {
+    QL_TRY(check_mat("scale: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_optional("scale: rows", rows, QL_F32, 1, x.rows));
+    QL_TRY(check_optional("scale: cols", cols, QL_F32, 1, x.cols));
+    QL_TRY(check_mat("scale: y", y, QL_F32, x.rows, x.cols));
+    return x.rows && x.cols ? ctx->ops->scale(ctx, x, rows, cols, y) : QL_OK;
+}
+
+ql_status ql_magnitude(ql_ctx *ctx, ql_mat w, int64_t group, ql_mat max, ql_mat mean) {
+    QL_TRY(check_mat("magnitude: w", w, QL_F32, ANY, ANY));
+    QL_TRY(check_positive("magnitude: rows of w", w.rows));
+    QL_TRY(check_positive("magnitude: group", group));
+    QL_TRY(check_mat("magnitude: max", max, QL_F32, 1, w.cols));
+    QL_TRY(check_mat("magnitude: mean", mean, QL_F32, 1, w.cols));
+    return w.cols ? ctx->ops->magnitude(ctx, w, group, max, mean) : QL_OK;
+}
+
+ql_status ql_clip_search(ql_ctx *ctx, ql_mat w, ql_mat h, const ql_grid_rule *rule, ql_grid *grid) {
+    QL_TRY(check_mat("clip_search: w", w, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("clip_search: h", h, QL_F32, w.cols, w.cols));
+    QL_TRY(check_host("clip_search: rule", rule));
+    if (rule->search || rule->literature)
+        return ql_fail(QL_INVALID, "clip_search: the rule is plain, symmetric or not: clipping is the search");
+    QL_TRY(check_grid("clip_search: grid", grid, w.rows, w.cols));
+    if (ql_is_present(grid->g_idx))
+        return ql_fail(QL_INVALID, "clip_search: groups are neighbouring columns, g_idx must be absent");
+    if (grid->group > QL_CLIP_GROUP && w.cols > QL_CLIP_GROUP)
+        return ql_fail(QL_INVALID, "clip_search: groups of %lld inputs, expected at most %d", (long long)grid->group,
+                       QL_CLIP_GROUP);
+    return w.rows && w.cols ? ctx->ops->clip_search(ctx, w, h, rule, grid) : QL_OK;
 }
 
 ql_status ql_factor(ql_ctx *ctx, ql_mat h, ql_mat order, double shift, ql_mat r) {

@@ -29,6 +29,9 @@
     X(pack, (ql_ctx * ctx, ql_mat codes, int bits, ql_mat words))                                                      \
     X(unpack, (ql_ctx * ctx, ql_mat words, int bits, ql_mat codes))                                                    \
     X(grid_search, (ql_ctx * ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid))               \
+    X(scale, (ql_ctx * ctx, ql_mat x, ql_mat rows, ql_mat cols, ql_mat y))                                             \
+    X(magnitude, (ql_ctx * ctx, ql_mat w, int64_t group, ql_mat max, ql_mat mean))                                     \
+    X(clip_search, (ql_ctx * ctx, ql_mat w, ql_mat h, const ql_grid_rule *rule, ql_grid *grid))                        \
     X(factor, (ql_ctx * ctx, ql_mat h, ql_mat order, double shift, ql_mat r))                                          \
     X(gptq, (ql_ctx * ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes))                       \
     X(solve, (ql_ctx * ctx, ql_mat b, ql_mat r, ql_mat order, ql_mat x))                                               \

@@ -222,6 +222,19 @@ typedef struct ql_grid_rule {
 } ql_grid_rule;
 QL_API ql_status ql_grid_search(ql_ctx *ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid);
 
+/* y = diag(rows) x diag(cols).   x, y [m][k] F32; rows [1][m], cols [1][k] F32, either may be absent; y may be x. */
+QL_API ql_status ql_scale(ql_ctx *ctx, ql_mat x, ql_mat rows, ql_mat cols, ql_mat y);
+
+/* Per input: the largest |w| of its column, and the mean over rows of |w| / (largest |w| of the row's group + 1e-6), which AWQ's
+ * second formula calls the weight's salience.   w [n][k] F32, max and mean [1][k] F32. */
+QL_API ql_status ql_magnitude(ql_ctx *ctx, ql_mat w, int64_t group, ql_mat max, ql_mat mean);
+
+/* Scale and zero point of every group as ql_grid_search chooses them without search, but from weights clipped at 1.00, 0.95 ..
+ * 0.55 of the group's largest magnitude, whichever loses least in e^T H_gg e, e = w - rounded, H_gg the group's diagonal block of H
+ * (AWQ's clip search, from statistics instead of samples).   w [n][k] F32, h [k][k] F32 upper triangle;
+ * groups of at most 128 inputs, no g_idx. */
+QL_API ql_status ql_clip_search(ql_ctx *ctx, ql_mat w, ql_mat h, const ql_grid_rule *rule, ql_grid *grid);
+
 /* r = upper triangular R with P (H + shift I) P^T = R R^T: the Cholesky factor of the index-reversed matrix.
  * h [k][k] F32, upper triangle, unchanged; order [1][k] I32: position p holds column order[p], absent: identity;
  * r [k][k] F32, its lower triangle is zero on return.  QL_NUMERIC if the matrix is not positive definite. */
