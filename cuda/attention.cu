@@ -1,12 +1,13 @@
-/* Causal attention within sequences.   q, out [m][heads * d], k, v [m][kv_heads * d]
+/* Causal attention, within sequences and over a cache.   q, out [m][heads * d], k, v [keys][kv_heads * d]
  *
- * One warp per query row and head.  A lane owns d/32 components of the query and of the output and walks the keys that the query
+ * One warp per query row and head; over a cache, where queries are few and keys are many, one block, whose warps take every eighth
+ * key each and put their parts together in shared memory.  A lane owns d/32 components of the query and of the output and walks the keys that the query
  * may see, oldest first, with the online softmax: `top` is the largest score so far, `total` and the output are relative to it.
  * Keys and values are read once per query, from L2 mostly; tiles of queries would share them, and tensor cores would do the
  * products: the kernel suite's work.  Scores are FP32, their order is fixed.   Limit: d <= 256.   Twin: host/cpu/attention.c. */
 #include "cuda/device.cuh"
 
-enum { WARPS = 8, MAX_D = 256, PER_LANE = MAX_D / WARP };
+enum { WARPS = 8, MAX_D = WARPS * WARP, PER_LANE = MAX_D / WARP };
 
 /* The sequence that holds `row`: the last s with start[s] <= row, so empty sequences are skipped. */
 static __device__ int64_t sequence_start(const int64_t *start, int64_t n_seq, int64_t row) {
@@ -19,58 +20,117 @@ static __device__ int64_t sequence_start(const int64_t *start, int64_t n_seq, in
     return start[low];
 }
 
-static __global__ void attention_kernel(ql_mat q, ql_mat k, ql_mat v, ql_attention_shape shape, const int64_t *start,
-                                        int64_t n_seq, ql_mat out) {
-    int64_t task = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP;
-    if (task >= q.rows * shape.heads) return;
-    int lane = threadIdx.x % WARP, d = (int)(q.cols / shape.heads);
-    int64_t row = task / shape.heads, head = task % shape.heads, kv_head = head / (shape.heads / shape.kv_heads);
-    int64_t key = sequence_start(start, n_seq, row);
-    if (shape.window && key < row - shape.window + 1) key = row - shape.window + 1;
+/* What a warp knows of one query after some keys: lane's components of sum_j w_j v_j and the sum of w_j = exp(score_j - top). */
+typedef struct partial {
+    float sum[PER_LANE], top, total;
+} partial;
 
-    float query[PER_LANE], sum[PER_LANE] = {0}, top = -INFINITY, total = 0;
+/* The keys `key`, key + step, ... below `end`, oldest first.  q, k and v are views of the head's columns. */
+static __device__ __forceinline__ partial walk_keys(ql_mat q, int64_t row, ql_mat k, ql_mat v, float scale, int64_t key,
+                                                    int64_t end, int step) {
+    int lane = threadIdx.x % WARP, d = (int)q.cols;
+    float query[PER_LANE];
+    partial p = {{0}, -INFINITY, 0};
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
         int c = lane + i * WARP;
-        query[i] = c < d ? row_of<float>(q, row)[head * d + c] : 0;
+        query[i] = c < d ? row_of<float>(q, row)[c] : 0;
     }
-    for (; key <= row; key++) {
-        const float *k_row = row_of<float>(k, key) + kv_head * d, *v_row = row_of<float>(v, key) + kv_head * d;
+    for (; key < end; key += step) {
+        const float *k_row = row_of<float>(k, key), *v_row = row_of<float>(v, key);
         float dot = 0;
 #pragma unroll
         for (int i = 0; i < PER_LANE; i++) {
             int c = lane + i * WARP;
             if (c < d) dot = fmaf(query[i], k_row[c], dot);
         }
-        float score = warp_sum(dot) * shape.scale, higher = fmaxf(top, score);
-        float shrink = expf(top - higher), weight = expf(score - higher); /* exp(-inf) = 0 at the first key */
-        total = total * shrink + weight;
+        float score = warp_sum(dot) * scale, higher = fmaxf(p.top, score);
+        float shrink = expf(p.top - higher), weight = expf(score - higher); /* exp(-inf) = 0 at the first key */
+        p.total = p.total * shrink + weight;
 #pragma unroll
         for (int i = 0; i < PER_LANE; i++) {
             int c = lane + i * WARP;
-            if (c < d) sum[i] = fmaf(weight, v_row[c], sum[i] * shrink);
+            if (c < d) p.sum[i] = fmaf(weight, v_row[c], p.sum[i] * shrink);
         }
-        top = higher;
+        p.top = higher;
     }
+    return p;
+}
+
+/* The columns of one head. */
+static __device__ __forceinline__ ql_mat head_of(ql_mat mat, int64_t head, int64_t d) {
+    mat.data = (float *)mat.data + head * d;
+    mat.cols = d;
+    return mat;
+}
+
+/* First key of a query whose own key is `last`. */
+static __device__ int64_t first_key(int64_t sequence, int64_t last, int64_t window) {
+    return window && sequence < last - window + 1 ? last - window + 1 : sequence;
+}
+
+static __global__ void attention_kernel(ql_mat q, ql_mat k, ql_mat v, ql_attention_shape shape, const int64_t *start,
+                                        int64_t n_seq, ql_mat out) {
+    int64_t task = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP;
+    if (task >= q.rows * shape.heads) return;
+    int lane = threadIdx.x % WARP, d = (int)(q.cols / shape.heads);
+    int64_t row = task / shape.heads, head = task % shape.heads, kv_head = head / (shape.heads / shape.kv_heads);
+    int64_t key = first_key(sequence_start(start, n_seq, row), row, shape.window);
+    partial p = walk_keys(head_of(q, head, d), row, head_of(k, kv_head, d), head_of(v, kv_head, d), shape.scale, key,
+                          row + 1, 1);
 #pragma unroll
     for (int i = 0; i < PER_LANE; i++) {
         int c = lane + i * WARP;
-        if (c < d) row_of<float>(out, row)[head * d + c] = sum[i] / total;
+        if (c < d) row_of<float>(out, row)[head * d + c] = p.sum[i] / p.total;
     }
+}
+
+static __global__ void attention_cached_kernel(ql_mat q, ql_mat k, ql_mat v, ql_attention_shape shape, ql_mat out) {
+    __shared__ float sums[WARPS][MAX_D], tops[WARPS], totals[WARPS];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, d = (int)(q.cols / shape.heads);
+    int64_t row = blockIdx.x / shape.heads, head = blockIdx.x % shape.heads;
+    int64_t kv_head = head / (shape.heads / shape.kv_heads), last = row + k.rows - q.rows;
+    int64_t key = first_key(0, last, shape.window) + warp;
+    partial p = walk_keys(head_of(q, head, d), row, head_of(k, kv_head, d), head_of(v, kv_head, d), shape.scale, key,
+                          last + 1, WARPS);
+#pragma unroll
+    for (int i = 0; i < PER_LANE; i++) sums[warp][lane + i * WARP] = p.sum[i];
+    if (lane == 0) tops[warp] = p.top, totals[warp] = p.total;
+    __syncthreads();
+    float top = tops[0], total = 0, value = 0;
+    for (int w = 1; w < WARPS; w++) top = fmaxf(top, tops[w]);
+    for (int w = 0; w < WARPS; w++) {
+        float share = expf(tops[w] - top); /* 0 for a warp without keys */
+        total = fmaf(share, totals[w], total);
+        value = fmaf(share, sums[w][threadIdx.x], value);
+    }
+    if ((int)threadIdx.x < d) row_of<float>(out, row)[head * d + threadIdx.x] = value / total;
+}
+
+static ql_status check_head(int64_t d) {
+    if (d <= MAX_D) return QL_OK;
+    return ql_fail(QL_UNSUPPORTED, "attention: heads of %lld values, the CUDA kernel has at most %d", (long long)d,
+                   MAX_D);
 }
 
 ql_status ql_cuda_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
                             const int64_t *start, int64_t n_seq, ql_mat out) {
-    int64_t d = q.cols / shape->heads;
-    if (d > MAX_D)
-        return ql_fail(QL_UNSUPPORTED, "attention: heads of %lld values, the CUDA kernel has at most %d", (long long)d,
-                       MAX_D);
     ql_cuda *gpu;
     int64_t *starts;
+    QL_TRY(check_head(q.cols / shape->heads));
     QL_TRY(ql_cuda_use(ctx, &gpu));
     QL_TRY(ql_cuda_scratch(gpu, (size_t)(n_seq + 1) * sizeof *starts, (void **)&starts));
     QL_TRY(ql_cuda_upload(ctx, starts, start, (size_t)(n_seq + 1) * sizeof *starts));
     LAUNCH(gpu, attention_kernel, ql_ceil_div(q.rows * shape->heads, WARPS), WARPS * WARP, q, k, v, *shape, starts,
            n_seq, out);
+    return QL_OK;
+}
+
+ql_status ql_cuda_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
+                                   ql_mat out) {
+    ql_cuda *gpu;
+    QL_TRY(check_head(q.cols / shape->heads));
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    LAUNCH(gpu, attention_cached_kernel, q.rows * shape->heads, MAX_D, q, k, v, *shape, out);
     return QL_OK;
 }

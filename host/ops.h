@@ -16,6 +16,7 @@
     X(rope, (ql_ctx * ctx, ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin))                          \
     X(attention, (ql_ctx * ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, const int64_t *start,   \
                   int64_t n_seq, ql_mat out))                                                                          \
+    X(attention_cached, (ql_ctx * ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, ql_mat out))     \
     X(swiglu, (ql_ctx * ctx, ql_mat gate, ql_mat up, ql_mat y))                                                        \
     X(add, (ql_ctx * ctx, ql_mat x, float alpha, ql_mat y))                                                            \
     X(convert, (ql_ctx * ctx, ql_mat src, ql_mat dst))                                                                 \

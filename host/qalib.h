@@ -172,6 +172,11 @@ typedef struct ql_attention_shape {
 QL_API ql_status ql_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
                               const int64_t *start, int64_t n_seq, ql_mat out);
 
+/* The same for one sequence that goes on: its keys and values lie in a cache, and the m queries are those of its last m
+ * rows.   q, out [m][heads * d], k, v [t][kv_heads * d], t >= m, all F32. */
+QL_API ql_status ql_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
+                                     ql_mat out);
+
 /* y = gate / (1 + exp(-gate)) * up, all [m][f] F32; y may be gate. */
 QL_API ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y);
 

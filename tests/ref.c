@@ -64,19 +64,19 @@ void ref_rope(ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin, 
         }
 }
 
-/* One query row of one head. */
-static void attend(ql_mat q, ql_mat k, ql_mat v, double scale, int64_t row, int64_t from, ql_mat out) {
-    double *p = malloc((size_t)(row + 1 - from) * sizeof *p), max = -INFINITY, sum = 0;
+/* One query row of one head, which sees the keys from .. to. */
+static void attend(ql_mat q, ql_mat k, ql_mat v, double scale, int64_t row, int64_t from, int64_t to, ql_mat out) {
+    double *p = malloc((size_t)(to + 1 - from) * sizeof *p), max = -INFINITY, sum = 0;
     if (!p) abort();
-    for (int64_t j = from; j <= row; j++) {
+    for (int64_t j = from; j <= to; j++) {
         p[j - from] = 0;
         for (int64_t i = 0; i < q.cols; i++) p[j - from] += scale * ref_at(q, row, i) * ref_at(k, j, i);
         max = fmax(max, p[j - from]);
     }
-    for (int64_t j = from; j <= row; j++) sum += p[j - from] = exp(p[j - from] - max);
+    for (int64_t j = from; j <= to; j++) sum += p[j - from] = exp(p[j - from] - max);
     for (int64_t i = 0; i < out.cols; i++) {
         double value = 0;
-        for (int64_t j = from; j <= row; j++) value += p[j - from] / sum * ref_at(v, j, i);
+        for (int64_t j = from; j <= to; j++) value += p[j - from] / sum * ref_at(v, j, i);
         ref_put(out, row, i, value);
     }
     free(p);
@@ -90,9 +90,20 @@ void ref_attention(ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape
             for (int64_t h = 0; h < shape->heads; h++) {
                 int64_t from = window && row - window + 1 > start[s] ? row - window + 1 : start[s];
                 int64_t kv = h / (shape->heads / shape->kv_heads);
-                attend(ql_cols(q, h * d, d), ql_cols(k, kv * d, d), ql_cols(v, kv * d, d), shape->scale, row, from,
+                attend(ql_cols(q, h * d, d), ql_cols(k, kv * d, d), ql_cols(v, kv * d, d), shape->scale, row, from, row,
                        ql_cols(out, h * d, d));
             }
+}
+
+void ref_attention_cached(ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, ql_mat out) {
+    int64_t d = q.cols / shape->heads, window = shape->window;
+    for (int64_t row = 0; row < q.rows; row++)
+        for (int64_t h = 0; h < shape->heads; h++) {
+            int64_t last = k.rows - q.rows + row, kv = h / (shape->heads / shape->kv_heads);
+            int64_t from = window && window <= last ? last - window + 1 : 0;
+            attend(ql_cols(q, h * d, d), ql_cols(k, kv * d, d), ql_cols(v, kv * d, d), shape->scale, row, from, last,
+                   ql_cols(out, h * d, d));
+        }
 }
 
 void ref_swiglu(ql_mat gate, ql_mat up, ql_mat y) {

@@ -14,6 +14,7 @@ void ref_rmsnorm(ql_mat x, ql_mat weight, double eps, ql_mat y);
 void ref_rope(ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin, ql_mat y);
 void ref_attention(ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, const int64_t *start, int64_t n_seq,
                    ql_mat out);
+void ref_attention_cached(ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, ql_mat out);
 void ref_swiglu(ql_mat gate, ql_mat up, ql_mat y);
 void ref_hessian(ql_mat x, ql_mat h);     /* h += X^T X, upper triangle */
 double ref_quadratic(ql_mat e, ql_mat h); /* tr(E H E^T); h upper triangle, or absent: identity */

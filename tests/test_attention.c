@@ -1,4 +1,4 @@
-/* Attention: sequences of different length, shared key heads, windows, large scores. */
+/* Attention: sequences of different length, shared key heads, windows, large scores; over a cache. */
 #include "tests/backend.h"
 
 #include <math.h>
@@ -54,6 +54,63 @@ static void attention_large_scores(void **state) {
     check_attention(*state, (int64_t[]){0, 100}, 1, heads(2, 2, 0, 32), 32, 100);
 }
 
+/* The last m of t rows against all t keys: as the double-precision reference says, and as whole sequences come out. */
+static void check_cached(backend *b, int64_t m, int64_t t, ql_attention_shape shape, int64_t d, double size) {
+    ql_mat whole = normal(b, t, shape.heads * d, 1), k = normal(b, t, shape.kv_heads * d, 2);
+    ql_mat v = outliers(b, t, shape.kv_heads * d, 3), q = ql_rows(whole, t - m, m);
+    for (int64_t r = 0; r < t; r++)
+        for (int64_t c = 0; c < whole.cols; c++) ref_put(whole, r, c, size * ref_at(whole, r, c));
+    ql_mat truth = poisoned(b, QL_F64, m, q.cols), out = poisoned(b, QL_F32, m, q.cols);
+    ref_attention_cached(q, k, v, &shape, truth);
+    ql_mat dq = upload(b, q), dk = upload(b, k), dv = upload(b, v), dout = upload(b, out), again = upload(b, out);
+    assert_ok(ql_attention_cached(b->ctx, dq, dk, dv, &shape, dout));
+    assert_ok(ql_attention_cached(b->other, dq, dk, dv, &shape, again));
+    download(b, dout, out);
+    assert_close(out, truth, BOUND * size);
+    assert_same_bits_on_device(b, dout, again);
+    ql_mat all = poisoned(b, QL_F32, t, q.cols), dall = upload(b, all);
+    assert_ok(ql_attention(b->ctx, upload(b, whole), dk, dv, &shape, (int64_t[]){0, t}, 1, dall));
+    download(b, dall, all);
+    assert_close(out, ql_rows(all, t - m, m), 2 * BOUND * size); /* both are that close to the truth */
+}
+
+static void attention_cached_one_query(void **state) {
+    check_cached(*state, 1, 1, heads(1, 1, 0, 2), 2, 1);
+    check_cached(*state, 1, 7, heads(2, 2, 0, 24), 24, 1); /* fewer keys than warps */
+    check_cached(*state, 1, 300, heads(6, 2, 0, 17), 17, 1);
+    check_cached(*state, 1, 257, heads(4, 1, 0, 256), 256, 1);
+}
+
+static void attention_cached_some_queries(void **state) {
+    check_cached(*state, 3, 130, heads(4, 2, 0, 32), 32, 1);
+    check_cached(*state, 65, 129, heads(1, 1, 0, 16), 16, 1);
+    check_cached(*state, 20, 20, heads(2, 2, 0, 16), 16, 1); /* an empty cache */
+}
+
+static void attention_cached_windows(void **state) {
+    const int64_t windows[] = {1, 2, 8, 39, 40, 1000};
+    for (int i = 0; i < 6; i++) {
+        check_cached(*state, 1, 40, heads(2, 1, windows[i], 16), 16, 1);
+        check_cached(*state, 9, 40, heads(2, 1, windows[i], 16), 16, 1);
+    }
+    check_cached(*state, 70, 150, heads(1, 1, 64, 16), 16, 1); /* two blocks of queries on the CPU */
+}
+
+static void attention_cached_large_scores(void **state) { check_cached(*state, 2, 50, heads(2, 2, 0, 32), 32, 100); }
+
+static void attention_cached_refuses_what_does_not_fit(void **state) {
+    backend *b = *state;
+    ql_mat q = upload(b, normal(b, 2, 12, 1)), k = upload(b, normal(b, 6, 6, 2));
+    ql_attention_shape shape = heads(4, 2, 0, 3);
+    assert_ok(ql_attention_cached(b->ctx, ql_rows(q, 0, 0), k, k, &shape, ql_rows(q, 0, 0)));
+    assert_refused(ql_attention_cached(b->ctx, q, ql_rows(k, 0, 1), ql_rows(k, 0, 1), &shape, q), QL_INVALID,
+                   "2 queries cannot be the last of 1 keys");
+    assert_refused(ql_attention_cached(b->ctx, q, k, ql_rows(k, 0, 5), &shape, q), QL_INVALID,
+                   "v: has 5 rows, expected 6");
+    assert_refused(ql_attention_cached(b->ctx, q, ql_cols(k, 0, 5), k, &shape, q), QL_INVALID,
+                   "k: has 5 columns, expected 6");
+}
+
 static void attention_refuses_what_does_not_fit(void **state) {
     backend *b = *state;
     ql_mat q = upload(b, normal(b, 6, 12, 1)), k = upload(b, normal(b, 6, 6, 2));
@@ -75,9 +132,17 @@ static void attention_refuses_what_does_not_fit(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(attention_single_token),     cmocka_unit_test(attention_sequences_of_different_length),
-        cmocka_unit_test(attention_shared_key_heads), cmocka_unit_test(attention_windows),
-        cmocka_unit_test(attention_large_scores),     cmocka_unit_test(attention_refuses_what_does_not_fit),
+        cmocka_unit_test(attention_single_token),
+        cmocka_unit_test(attention_sequences_of_different_length),
+        cmocka_unit_test(attention_shared_key_heads),
+        cmocka_unit_test(attention_windows),
+        cmocka_unit_test(attention_large_scores),
+        cmocka_unit_test(attention_refuses_what_does_not_fit),
+        cmocka_unit_test(attention_cached_one_query),
+        cmocka_unit_test(attention_cached_some_queries),
+        cmocka_unit_test(attention_cached_windows),
+        cmocka_unit_test(attention_cached_large_scores),
+        cmocka_unit_test(attention_cached_refuses_what_does_not_fit),
     };
     return run_on_backends(tests);
 }

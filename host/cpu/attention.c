@@ -15,12 +15,15 @@
 enum { BLOCK_ROWS = 64 };
 
 typedef struct block {
-    int64_t sequence, row, rows; /* first row of the sequence; first row of the block; rows in it */
+    int64_t sequence, row, rows; /* first key of the sequence; first query of the block; queries in it */
+    int64_t past;                /* the key of query `row` is row + past: more than 0 with a cache */
 } block;
 
-/* First key that a query row sees. */
+/* One behind the last key that a query sees, and the first one. */
+static int64_t end_key(const block *b, int64_t row) { return row + b->past + 1; }
 static int64_t first_key(const block *b, int64_t row, int64_t window) {
-    return window && row - window + 1 > b->sequence ? row - window + 1 : b->sequence;
+    int64_t first = end_key(b, row) - window;
+    return window && first > b->sequence ? first : b->sequence;
 }
 
 /* Turns scores of the keys [begin, end) into exp(score - max), zeroes the others, and returns the sum. */
@@ -35,10 +38,10 @@ static float softmax_row(float *scores, int64_t keys, int64_t begin, int64_t end
     return sum;
 }
 
-/* One block of one head: q, out [m][d], k, v [m][d] are views of that head's columns. */
+/* One block of one head: q, out [m][d], k, v [keys][d] are views of that head's columns. */
 static void attend(const block *b, ql_mat q, ql_mat k, ql_mat v, float scale, int64_t window, float *scores,
                    ql_mat out) {
-    int64_t from = first_key(b, b->row, window), to = b->row + b->rows;
+    int64_t from = first_key(b, b->row, window), to = end_key(b, b->row + b->rows - 1);
     const int d = (int)q.cols, rows = (int)b->rows, keys = (int)(to - from);
     const int ldq = (int)q.ld, ldk = (int)k.ld, ldv = (int)v.ld, ldo = (int)out.ld;
     const float one = 1, zero = 0;
@@ -47,18 +50,19 @@ static void attend(const block *b, ql_mat q, ql_mat k, ql_mat v, float scale, in
            (const float *)q.data + b->row * q.ld, &ldq, &zero, scores, &keys);
     float sums[BLOCK_ROWS];
     for (int64_t r = 0; r < rows; r++)
-        sums[r] = softmax_row(scores + r * keys, keys, first_key(b, b->row + r, window) - from, b->row + r + 1 - from);
+        sums[r] = softmax_row(scores + r * keys, keys, first_key(b, b->row + r, window) - from,
+                              end_key(b, b->row + r) - from);
     sgemm_("N", "N", &d, &rows, &keys, &one, (const float *)v.data + from * v.ld, &ldv, scores, &keys, &zero, o, &ldo);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < d; i++) o[r * out.ld + i] /= sums[r];
 }
 
-static int64_t cut_into_blocks(const int64_t *start, int64_t n_seq, block *blocks) {
+static int64_t cut_into_blocks(const int64_t *start, int64_t n_seq, int64_t past, block *blocks) {
     int64_t count = 0;
     for (int64_t s = 0; s < n_seq; s++)
         for (int64_t row = start[s]; row < start[s + 1]; row += BLOCK_ROWS, count++) {
             int64_t left = start[s + 1] - row;
-            blocks[count] = (block){start[s], row, left < BLOCK_ROWS ? left : BLOCK_ROWS};
+            blocks[count] = (block){start[s], row, left < BLOCK_ROWS ? left : BLOCK_ROWS, past};
         }
     return count;
 }
@@ -67,18 +71,19 @@ static int64_t cut_into_blocks(const int64_t *start, int64_t n_seq, block *block
 static int64_t most_keys(const block *blocks, int64_t count, int64_t window) {
     int64_t most = 0;
     for (int64_t i = 0; i < count; i++) {
-        int64_t keys = blocks[i].row + blocks[i].rows - first_key(&blocks[i], blocks[i].row, window);
+        int64_t last = blocks[i].row + blocks[i].rows - 1;
+        int64_t keys = end_key(&blocks[i], last) - first_key(&blocks[i], blocks[i].row, window);
         if (keys > most) most = keys;
     }
     return most;
 }
 
-ql_status ql_cpu_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
-                           const int64_t *start, int64_t n_seq, ql_mat out) {
+static ql_status attend_all(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
+                            const int64_t *start, int64_t n_seq, int64_t past, ql_mat out) {
     int64_t limit = q.rows / BLOCK_ROWS + n_seq; /* a sequence has at most one short block */
     block *blocks = ql_malloc((size_t)limit * sizeof *blocks);
     if (!blocks) return ql_fail(QL_NOMEM, "attention: no memory for %lld blocks", (long long)limit);
-    int64_t count = cut_into_blocks(start, n_seq, blocks);
+    int64_t count = cut_into_blocks(start, n_seq, past, blocks);
     size_t size = BLOCK_ROWS * (size_t)most_keys(blocks, count, shape->window);
     float *scores = ql_malloc((size_t)ctx->threads * size * sizeof *scores);
     if (!scores) {
@@ -94,4 +99,14 @@ ql_status ql_cpu_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_a
     ql_mfree(scores);
     ql_mfree(blocks);
     return QL_OK;
+}
+
+ql_status ql_cpu_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
+                           const int64_t *start, int64_t n_seq, ql_mat out) {
+    return attend_all(ctx, q, k, v, shape, start, n_seq, 0, out);
+}
+
+ql_status ql_cpu_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
+                                  ql_mat out) {
+    return attend_all(ctx, q, k, v, shape, (int64_t[]){0, q.rows}, 1, k.rows - q.rows, out);
 }
