@@ -58,8 +58,11 @@ ql_status block_attn_in(forward *f, const block *b, ql_mat x, ql_mat norm) {
 
 ql_status block_attention(forward *f, const block *b, int64_t layer, const batch *rows, ql_mat norm, ql_mat attn) {
     const model_config *c = f->config;
+    const kv_cache *cache = rows->cache;
     float eps = (float)c->rms_eps;
-    ql_mat q = ql_rows(f->q, 0, rows->rows), k = ql_rows(f->k, 0, rows->rows), v = ql_rows(f->v, 0, rows->rows);
+    ql_mat q = ql_rows(f->q, 0, rows->rows);
+    ql_mat k = cache ? ql_rows(cache->k[layer], cache->used, rows->rows) : ql_rows(f->k, 0, rows->rows);
+    ql_mat v = cache ? ql_rows(cache->v[layer], cache->used, rows->rows) : ql_rows(f->v, 0, rows->rows);
     QL_TRY(linear_forward(f, &b->lin[LIN_Q], norm, q));
     QL_TRY(linear_forward(f, &b->lin[LIN_K], norm, k));
     QL_TRY(linear_forward(f, &b->lin[LIN_V], norm, v));
@@ -73,7 +76,10 @@ ql_status block_attention(forward *f, const block *b, int64_t layer, const batch
         .window = c->sliding_window && c->layer_is_sliding[layer] ? c->sliding_window : 0,
         .scale = (float)(1.0 / sqrt((double)c->head_dim)),
     };
-    return ql_attention(f->ctx, q, k, v, &shape, rows->start, rows->n_seq, attn);
+    if (!cache) return ql_attention(f->ctx, q, k, v, &shape, rows->start, rows->n_seq, attn);
+    int64_t keys = cache->used + rows->rows;
+    return ql_attention_cached(f->ctx, q, ql_rows(cache->k[layer], 0, keys), ql_rows(cache->v[layer], 0, keys), &shape,
+                               attn);
 }
 
 /* x += lin(y) */

@@ -10,12 +10,19 @@
 
 #include "calib/model.h"
 
-/* Some whole sequences that pass together. */
+/* Keys and values of one sequence, so that its next rows need not pass again with all before them. */
+typedef struct kv_cache {
+    int64_t used;  /* rows that hold something; whoever sends a batch through all layers adds its rows afterwards */
+    ql_mat *k, *v; /* host [layers], each F32 [positions][kv_heads * d] */
+} kv_cache;
+
+/* Some whole sequences that pass together, or the next rows of the one sequence of a cache. */
 typedef struct batch {
     int64_t first_seq, n_seq, rows;
-    int64_t first_row;    /* of the data set */
-    const int64_t *start; /* host [n_seq + 1], from 0 */
-    ql_mat position;      /* I32 [1][rows], from 0 in each sequence */
+    int64_t first_row;     /* of the data set */
+    const int64_t *start;  /* host [n_seq + 1], from 0; not read with a cache */
+    ql_mat position;       /* I32 [1][rows], from 0 in each sequence */
+    const kv_cache *cache; /* NULL: whole sequences */
 } batch;
 
 /* What a forward pass needs besides weights: rope tables and buffers for the largest batch. */
@@ -32,7 +39,7 @@ ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len,
 
 /* All matrices have batch->rows rows.  x [rows][hidden] is the residual stream. */
 ql_status block_attn_in(forward *f, const block *b, ql_mat x, ql_mat norm);
-/* k and v (K after RoPE) stay in f->k and f->v until the next call. */
+/* k and v (K after RoPE) stay in f->k and f->v until the next call; with a cache they are written there. */
 ql_status block_attention(forward *f, const block *b, int64_t layer, const batch *rows, ql_mat norm, ql_mat attn);
 ql_status block_attn_out(forward *f, const block *b, ql_mat attn, ql_mat x);
 ql_status block_mlp_in(forward *f, const block *b, ql_mat x, ql_mat norm);

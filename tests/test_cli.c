@@ -131,6 +131,25 @@ static void numbers_are_whole_words_in_range(void **state) {
     assert_true(damp == 0.01);
 }
 
+static void lists_are_whole_numbers_with_commas(void **state) {
+    (void)state;
+    static const char *const bad[] = {"", ",", "1,", ",1", "1,,2", "1, 2", "1;2", "1,9", "-1", "1,2x", "1,99999999999"};
+    int32_t *values;
+    int64_t count;
+    cli *args;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_ok(PARSE(&args, "a", "-mx", "--bits", bad[i]));
+        assert_refused(cli_ints(args, "bits", 0, 8, arena, &values, &count), QL_USAGE, "from 0 to 8");
+    }
+    assert_ok(PARSE(&args, "a", "-mx", "--bits", "8,0,3,3"));
+    assert_ok(cli_ints(args, "bits", 0, 8, arena, &values, &count));
+    assert_int_equal(count, 4);
+    assert_memory_equal(values, ((int32_t[]){8, 0, 3, 3}), 4 * sizeof *values);
+    assert_ok(PARSE(&args, "a", "-mx"));
+    assert_ok(cli_ints(args, "bits", 0, 8, arena, &values, &count));
+    assert_int_equal(count, 0);
+}
+
 static void sizes_have_units(void **state) {
     (void)state;
     static const struct {
@@ -398,6 +417,7 @@ int main(void) {
         cmocka_unit_test(refusals_name_the_word),
         cmocka_unit_test(one_positional_argument),
         cmocka_unit_test(numbers_are_whole_words_in_range),
+        cmocka_unit_test(lists_are_whole_numbers_with_commas),
         cmocka_unit_test(sizes_have_units),
         cmocka_unit_test(choices_are_listed),
         cmocka_unit_test(options_win_over_the_recipe_file),

@@ -42,6 +42,9 @@ bool cli_has(const cli *args, const char *option);
 const char *cli_positional(const cli *args, int index); /* NULL beyond the last */
 /* QL_USAGE for anything but a whole number in range; *value stays when the option was not given. */
 ql_status cli_int(const cli *args, const char *option, int64_t least, int64_t most, int64_t *value);
+/* "1,15,27" into the arena; *count is 0 when the option was not given. */
+ql_status cli_ints(const cli *args, const char *option, int64_t least, int64_t most, ql_arena *arena, int32_t **values,
+                   int64_t *count);
 ql_status cli_real(const cli *args, const char *option, double least, double most, double *value);
 /* Index in `choices` (NULL-terminated); QL_USAGE lists them. */
 ql_status cli_choice(const cli *args, const char *option, const char *const choices[], int *value);
@@ -77,7 +80,7 @@ void cli_print_overview(FILE *out, const cli_command *const commands[], int widt
 void cli_catch_signals(void);
 int cli_signal(void); /* the one that arrived, 0 if none */
 
-extern const cli_command cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_eval, cmd_inspect, cmd_verify, cmd_plan,
-    cmd_doctor, cmd_stats;
+extern const cli_command cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_eval, cmd_generate, cmd_inspect, cmd_verify,
+    cmd_plan, cmd_doctor, cmd_stats;
 
 #endif

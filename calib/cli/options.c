@@ -179,18 +179,41 @@ const char *cli_positional(const cli *args, int index) {
     return index >= 0 && index < args->n_positional ? args->positional[index] : NULL;
 }
 
+/* A whole number in range that ends at `end`, else false. */
+static bool read_whole(const char *text, const char *end, int64_t least, int64_t most, int64_t *value) {
+    char *behind;
+    errno = 0;
+    long long number = strtoll(text, &behind, 10);
+    bool whole = behind != text && behind == end && errno == 0 && !strchr(" \t\n\v\f\r", text[0]);
+    if (!whole || number < least || number > most) return false;
+    *value = number;
+    return true;
+}
+
 ql_status cli_int(const cli *args, const char *option, int64_t least, int64_t most, int64_t *value) {
     const char *text = cli_value(args, option);
+    if (!text || read_whole(text, text + strlen(text), least, most, value)) return QL_OK;
+    return ql_fail(QL_USAGE, "--%s \"%s\": expected a whole number from %lld to %lld", option, text, (long long)least,
+                   (long long)most);
+}
+
+ql_status cli_ints(const cli *args, const char *option, int64_t least, int64_t most, ql_arena *arena, int32_t **values,
+                   int64_t *count) {
+    const char *text = cli_value(args, option), *word = text;
+    *values = NULL;
+    *count = 0;
     if (!text) return QL_OK;
-    char *end;
-    errno = 0;
-    long long number = strtoll(text, &end, 10);
-    bool whole = end != text && !*end && errno == 0 && !strchr(" \t\n\v\f\r", text[0]);
-    if (!whole || number < least || number > most)
-        return ql_fail(QL_USAGE, "--%s \"%s\": expected a whole number from %lld to %lld", option, text,
-                       (long long)least, (long long)most);
-    *value = number;
-    return QL_OK;
+    QL_TRY(ql_take(arena, strlen(text) + 1, sizeof **values, values)); /* as many as letters, at most */
+    for (;; word++) {
+        int64_t value;
+        const char *end = word + strcspn(word, ",");
+        if (!read_whole(word, end, least, most, &value))
+            return ql_fail(QL_USAGE, "--%s \"%.60s\": expected whole numbers from %lld to %lld, separated by commas",
+                           option, text, (long long)least, (long long)most);
+        (*values)[(*count)++] = (int32_t)value;
+        word = end;
+        if (!*word) return QL_OK;
+    }
 }
 
 ql_status cli_real(const cli *args, const char *option, double least, double most, double *value) {

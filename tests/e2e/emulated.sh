@@ -31,6 +31,13 @@ both block --sequential off --act-order none
 nll=$(json "$tmp/cpu.json" 'j["nll"]')
 holds "$tmp/cuda.json" "abs(j['nll'] / $nll - 1) < 1e-5" # FP32 sums in another order
 
+# Logits of a random model lie far further apart than FP32 sums in another order move them: the same ids.
+for model in "$tmp/model" "$tmp/default-cpu"; do
+    "$emulated" generate --device cuda -m "$model" --ids 3,1,4,1,5 -n 12 --json --progress none -q >"$tmp/cuda.json"
+    "$qalib" generate --device cpu -m "$model" --ids 3,1,4,1,5 -n 12 --json --progress none -q >"$tmp/cpu.json"
+    holds "$tmp/cuda.json" "j['ids'] == $(json "$tmp/cpu.json" 'j["ids"]') and len(j['ids']) == 12"
+done
+
 "$emulated" calibrate --device cuda -m "$tmp/model" --calib "$tmp/tokens.h5" -w "$tmp/stats-cuda" --progress none -q >/dev/null
 "$qalib" calibrate --device cpu -m "$tmp/model" --calib "$tmp/tokens.h5" -w "$tmp/stats-cpu" --progress none -q >/dev/null
 "$build/stats_distance" "$tmp/model" "$tmp/stats-cpu" "$tmp/stats-cuda" >"$tmp/distance"

@@ -1,7 +1,8 @@
-/* Any bytes as config.json.  What is accepted has sizes that can be worked with: tensors with names and shapes, finite tables. */
+/* Any bytes as config.json, and as generation_config.json.  What is accepted has sizes that can be worked with: tensors with names and shapes, finite tables. */
 #include <math.h>
 #include <stdlib.h>
 
+#include "formats/generation.h"
 #include "formats/json.h"
 #include "formats/model_config.h"
 #include "host/log.h"
@@ -11,6 +12,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 static ql_status try(const json_t *json, ql_arena *arena) {
     model_config config;
     float *cosines, *sines;
+    const int32_t *ends;
+    int64_t n_ends;
+    (void)generation_parse_ends(json, "generation_config.json", 100, arena, &ends, &n_ends);
     QL_TRY(model_config_parse(json, "config.json", arena, &config));
     char name[NAME_SIZE];
     int64_t shape[2], count = model_tensor(&config, 0, NULL, NULL);

@@ -1,0 +1,225 @@
+#include "calib/generate.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "calib/cli/cli.h"
+#include "calib/machine.h"
+#include "calib/phases.h"
+#include "formats/generation.h"
+#include "host/mat.h"
+
+/* Rows of a prompt that pass together: products of this many rows run at full speed. */
+enum { PROMPT_ROWS = 512 };
+
+typedef struct session {
+    ql_ctx *ctx;
+    const model *m;
+    ql_arena *device, *host;
+    progress *p;
+    forward forward;
+    block *blocks;
+    kv_cache cache;
+    ql_mat table, norm, head;
+    ql_mat x, ids, position; /* of one part of the prompt */
+    ql_mat logits;           /* [1][vocab] */
+    float *host_logits;
+    const int32_t *ends;
+    int64_t n_ends;
+} session;
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------ */
+
+/* Bytes on the device.  In floating point: a config may claim any size. */
+typedef struct footprint {
+    double weights, embedding, cache;
+    double loading; /* the largest tensor twice, as bytes of the file on the host and on the device */
+} footprint;
+
+static ql_status module_bytes(const model *m, int64_t layer, linear_id id, double *bytes) {
+    char module[NAME_SIZE];
+    int64_t n, k;
+    layout_rule rule;
+    module_name(module, layer, id);
+    linear_shape(&m->config, id, &n, &k);
+    *bytes = 4.0 * (double)n * (double)k;
+    if (!m->quantized || !layout_gptq_has(m->ck, module)) return QL_OK;
+    QL_TRY(layout_gptq_rule(&m->scheme, module, &rule));
+    int64_t groups = ql_groups(k, rule.group < 0 ? k : rule.group);
+    *bytes = (double)n * (4.0 * (double)ql_packed_words(k, rule.bits) + 5.0 * (double)groups); /* codes, scale, zero */
+    return QL_OK;
+}
+
+/* Weights that every step reads, apart from the embedding, of which it reads one row; tied to the head they are one. */
+static ql_status measure(const model *m, int64_t positions, footprint *out) {
+    const model_config *c = &m->config;
+    double table = 4.0 * (double)c->vocab * (double)c->hidden;
+    *out = (footprint){.weights = table, .embedding = c->tied_embeddings ? 0 : table};
+    for (int64_t layer = 0; layer < c->layers; layer++)
+        for (linear_id id = 0; id < LINEARS; id++) {
+            double bytes;
+            QL_TRY(module_bytes(m, layer, id, &bytes));
+            out->weights += bytes;
+        }
+    for (int64_t i = 0; i < checkpoint_count(m->ck); i++)
+        out->loading = fmax(out->loading, 2.0 * (double)checkpoint_at(m->ck, i)->size);
+    out->cache = 8.0 * (double)c->layers * (double)positions * (double)c->kv_heads * (double)c->head_dim;
+    return QL_OK;
+}
+
+/* Asked beforehand on the CPU, where memory that is not there would be given out; the GPU says no when it is asked. */
+static ql_status check_memory(ql_ctx *ctx, const model *m, const footprint *need) {
+    double weights = need->weights + need->embedding, free = (double)machine_memory_available();
+    if (strcmp(ql_ctx_device(ctx), "cpu") != 0 || weights + need->cache + need->loading <= free) return QL_OK;
+    return ql_fail(QL_NOMEM,
+                   "%s: %.2f GB of weights, %.2f GB of keys and values, %.2f GB to load them; %.2f GB of memory are "
+                   "available",
+                   checkpoint_dir(m->ck), 1e-9 * weights, 1e-9 * need->cache, 1e-9 * need->loading, 1e-9 * free);
+}
+
+/* ---- the model and its buffers ----------------------------------------------------------------------------------------- */
+
+static ql_status load(session *s) {
+    const model *m = s->m;
+    QL_TRY(ql_take(s->host, (size_t)m->config.layers, sizeof *s->blocks, &s->blocks));
+    for (int64_t layer = 0; layer < m->config.layers; layer++) {
+        char text[64];
+        QL_TRY(cli_check_signal());
+        snprintf(text, sizeof text, "loading layer %lld", (long long)layer);
+        progress_step(s->p, layer, text);
+        QL_TRY(model_load_block(m, layer, s->device, &s->blocks[layer]));
+    }
+    QL_TRY(model_load_head(m, s->device, &s->norm, &s->head));
+    s->table = s->head;
+    return m->config.tied_embeddings ? QL_OK : model_load_embedding(m, s->device, &s->table);
+}
+
+static ql_status take_buffers(session *s, int64_t positions, int64_t rows) {
+    const model_config *c = &s->m->config;
+    QL_TRY(ql_take(s->host, (size_t)c->layers, sizeof *s->cache.k, &s->cache.k));
+    QL_TRY(ql_take(s->host, (size_t)c->layers, sizeof *s->cache.v, &s->cache.v));
+    for (int64_t layer = 0; layer < c->layers; layer++) {
+        QL_TRY(ql_arena_mat(s->device, QL_F32, positions, c->kv_heads * c->head_dim, &s->cache.k[layer]));
+        QL_TRY(ql_arena_mat(s->device, QL_F32, positions, c->kv_heads * c->head_dim, &s->cache.v[layer]));
+    }
+    QL_TRY(ql_arena_mat(s->device, QL_F32, rows, c->hidden, &s->x));
+    QL_TRY(ql_arena_mat(s->device, QL_I32, 1, rows, &s->ids));
+    QL_TRY(ql_arena_mat(s->device, QL_I32, 1, rows, &s->position));
+    QL_TRY(ql_arena_mat(s->device, QL_F32, 1, c->vocab, &s->logits));
+    QL_TRY(ql_take(s->host, (size_t)c->vocab, sizeof *s->host_logits, &s->host_logits));
+    return forward_open(s->ctx, c, positions, rows, s->device, &s->forward);
+}
+
+/* ---- one part of the sequence ------------------------------------------------------------------------------------------ */
+
+static ql_status upload_positions(session *s, int64_t rows) {
+    int32_t position[PROMPT_ROWS];
+    for (int64_t i = 0; i < rows; i++) position[i] = (int32_t)(s->cache.used + i);
+    return ql_upload(s->ctx, s->position.data, position, (size_t)rows * sizeof *position);
+}
+
+/* The next rows through all blocks; their residual stream stays in s->x. */
+static ql_status feed(session *s, const int32_t *ids, int64_t rows) {
+    ql_mat x = ql_rows(s->x, 0, rows);
+    batch part = {.n_seq = 1, .rows = rows, .position = ql_cols(s->position, 0, rows), .cache = &s->cache};
+    QL_TRY(upload_positions(s, rows));
+    QL_TRY(ql_upload(s->ctx, s->ids.data, ids, (size_t)rows * sizeof *ids));
+    QL_TRY(ql_embed(s->ctx, s->table, ql_cols(s->ids, 0, rows), x));
+    for (int64_t layer = 0; layer < s->m->config.layers; layer++)
+        QL_TRY(block_forward(&s->forward, &s->blocks[layer], layer, &part, x));
+    s->cache.used += rows;
+    return QL_OK;
+}
+
+/* The arg max after row `row` of the part that passed last; the first one of equals. */
+static ql_status choose(session *s, int64_t row, int32_t *id) {
+    ql_mat norm = ql_rows(s->forward.norm, 0, 1);
+    QL_TRY(ql_rmsnorm(s->ctx, ql_rows(s->x, row, 1), s->norm, (float)s->m->config.rms_eps, norm));
+    QL_TRY(ql_gemm(s->ctx, norm, s->head, ql_no_mat(), s->logits));
+    QL_TRY(ql_download(s->ctx, s->host_logits, s->logits.data, ql_mat_bytes(s->logits)));
+    int64_t best = 0;
+    for (int64_t v = 0; v < s->logits.cols; v++) {
+        if (!isfinite(s->host_logits[v]))
+            return ql_fail(QL_FORMAT, "the logit of token %lld is not finite at position %lld", (long long)v,
+                           (long long)s->cache.used - 1);
+        if (s->host_logits[v] > s->host_logits[best]) best = v;
+    }
+    *id = (int32_t)best;
+    return QL_OK;
+}
+
+static bool is_end(const session *s, int32_t id) {
+    for (int64_t i = 0; i < s->n_ends; i++)
+        if (s->ends[i] == id) return true;
+    return false;
+}
+
+/* ---- the sequence ------------------------------------------------------------------------------------------------------ */
+
+static ql_status prompt(session *s, const int32_t *ids, int64_t n_ids, int32_t *id) {
+    int64_t rows = 0;
+    for (int64_t first = 0; first < n_ids; first += rows) {
+        rows = n_ids - first < s->x.rows ? n_ids - first : s->x.rows;
+        QL_TRY(cli_check_signal());
+        QL_TRY(feed(s, ids + first, rows));
+    }
+    return choose(s, rows - 1, id);
+}
+
+/* The first new id is there; the others follow one by one. */
+static ql_status decode(session *s, int64_t count, generation *out) {
+    int64_t layers = s->m->config.layers;
+    for (out->count = 1; !(out->ended = is_end(s, out->ids[out->count - 1])) && out->count < count; out->count++) {
+        QL_TRY(cli_check_signal());
+        progress_step(s->p, layers + out->count, "decoding");
+        QL_TRY(feed(s, &out->ids[out->count - 1], 1));
+        QL_TRY(choose(s, 0, &out->ids[out->count]));
+    }
+    progress_step(s->p, layers + count, "done");
+    return QL_OK;
+}
+
+static ql_status run(session *s, const int32_t *ids, int64_t n_ids, int64_t count, generation *out) {
+    footprint need;
+    double begin = seconds_now(), positions = (double)(n_ids + count);
+    QL_TRY(measure(s->m, n_ids + count, &need));
+    QL_TRY(check_memory(s->ctx, s->m, &need));
+    QL_TRY(load(s));
+    QL_TRY(take_buffers(s, n_ids + count, n_ids < PROMPT_ROWS ? n_ids : PROMPT_ROWS));
+    out->load_seconds = seconds_now() - begin;
+    begin = seconds_now();
+    QL_TRY(prompt(s, ids, n_ids, &out->ids[0]));
+    out->prompt_seconds = seconds_now() - begin;
+    begin = seconds_now();
+    QL_TRY(decode(s, count, out));
+    out->decode_seconds = seconds_now() - begin;
+    /* The cache grows by a row per step. */
+    double row = need.cache / positions, rows = (double)n_ids + (double)out->count / 2;
+    out->bytes_per_token = need.weights + row * rows;
+    return QL_OK;
+}
+
+ql_status generate_check(const model *m, const int32_t *ids, int64_t n_ids, int64_t count) {
+    if (n_ids < 1) return ql_fail(QL_USAGE, "no id to begin with");
+    for (int64_t i = 0; i < n_ids; i++)
+        if (ids[i] < 0 || ids[i] >= m->config.vocab)
+            return ql_fail(QL_USAGE, "id %d is no token: the vocabulary has %lld", ids[i], (long long)m->config.vocab);
+    if (n_ids + count <= m->config.max_position) return QL_OK;
+    return ql_fail(QL_USAGE, "%lld ids and %lld new ones need %lld positions, the model has %lld", (long long)n_ids,
+                   (long long)count, (long long)(n_ids + count), (long long)m->config.max_position);
+}
+
+int64_t generate_steps(const model *m, int64_t count) { return m->config.layers + count; }
+
+ql_status generate(ql_ctx *ctx, const model *m, const int32_t *ids, int64_t n_ids, int64_t count, ql_arena *arena,
+                   progress *p, generation *out) {
+    session s = {.ctx = ctx, .m = m, .host = arena, .p = p};
+    *out = (generation){0};
+    QL_TRY(generation_ends(m->ck, m->config.vocab, arena, &s.ends, &s.n_ends));
+    QL_TRY(ql_take(arena, (size_t)count, sizeof *out->ids, &out->ids));
+    QL_TRY(ql_arena_open(ctx, &s.device));
+    ql_status status = run(&s, ids, n_ids, count, out);
+    ql_arena_close(s.device);
+    return status;
+}
