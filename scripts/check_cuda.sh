@@ -1,20 +1,32 @@
 #!/usr/bin/env bash
 # Every CUDA file compiles for sm_80 and sm_90a without warnings, spills or local memory.  Prints per kernel the registers and the
 # shared memory in bytes; exit 1 if a kernel keeps anything in local memory, 0 without nvcc (said in one line).
+# What is compiled stays in build/cubin, and is compiled again only after a change; scripts/sass.sh reads it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 command -v nvcc >/dev/null || [ ! -x /usr/local/cuda/bin/nvcc ] || export PATH="$PATH:/usr/local/cuda/bin"
 command -v nvcc >/dev/null || { echo "cuda: skipped, no nvcc"; exit 0; }
 
-out=$(mktemp -d)
-trap 'rm -rf "$out"' EXIT
-compile() { # FILE ARCH: the flags of CMakeLists.txt
-    nvcc -std=c++17 -O2 -DQL_CUDA -D_GNU_SOURCE -I. -fmad=false --expt-relaxed-constexpr -Werror=all-warnings -arch="$2" \
-        -Xptxas=-v,-warn-spills -cubin -o "$3/$(basename "$1").$2.cubin" "$1" >"$3/$(basename "$1").$2.log" 2>&1 ||
-        { cat "$3/$(basename "$1").$2.log"; exit 255; } # 255 stops xargs
+out=build/cubin
+mkdir -p "$out"
+# Leftovers of files that are gone.
+for cubin in "$out"/*.cubin; do
+    file=cuda/$(basename "$cubin" | sed -E 's/\.sm_[0-9a-z]+\.cubin$//')
+    [ -e "$file" ] || rm -f "${cubin%.cubin}".{cubin,log}
+done
+is_fresh() { # FILE CUBIN: newer than the file, every header, and the flags below
+    [ -e "$2" ] && [ -z "$(find "$1" cuda host "$self" \( -path "$1" -o -name '*.h' -o -name '*.cuh' -o -path "$self" \) -newer "$2")" ]
 }
-export -f compile
+compile() { # FILE ARCH DIR: the flags of CMakeLists.txt
+    local target=$3/$(basename "$1").$2
+    ! is_fresh "$1" "$target.cubin" || return 0
+    nvcc -std=c++17 -O2 -DQL_CUDA -D_GNU_SOURCE -I. -fmad=false --expt-relaxed-constexpr -Werror=all-warnings -arch="$2" \
+        -Xptxas=-v,-warn-spills -cubin -o "$target.cubin" "$1" >"$target.log" 2>&1 ||
+        { cat "$target.log"; rm -f "$target.cubin"; exit 255; } # 255 stops xargs
+}
+export -f is_fresh compile
+export self=scripts/check_cuda.sh
 for file in cuda/*.cu; do printf '%s sm_80\n%s sm_90a\n' "$file" "$file"; done |
     xargs -P "$(nproc)" -L 1 bash -c 'compile "$1" "$2" "$0"' "$out"
 

@@ -24,7 +24,7 @@ step() {
     if "$@" >"$logs/log" 2>&1; then
         passed=$((passed + 1))
         verdicts+=("| $name | passed | $((SECONDS - begin)) |")
-        grep -E '^(skip|SKIP|layers|headers|format|cuda|[0-9]+% tests passed)' "$logs/log" | sort | uniq -c | sed -E 's/^ +1 /   /; s/^ +([0-9]+) /   (\1 times) /' || true
+        grep -E '^(skip|SKIP|layers|headers|format|cuda|sass|[0-9]+% tests passed)' "$logs/log" | sort | uniq -c | sed -E 's/^ +1 /   /; s/^ +([0-9]+) /   (\1 times) /' || true
         echo "   passed in $((SECONDS - begin)) s"
     else
         failed=$((failed + 1))
@@ -57,6 +57,7 @@ step "address and undefined-behaviour sanitizers" configure_and_test asan
 step "clang, fuzzing" scripts/fuzz.sh
 step "the installed library" tests/consumer/run.sh
 step "CUDA files: sm_80, sm_90a, no spills" scripts/check_cuda.sh
+step "kernels: the instructions they are made of" scripts/sass.sh
 
 if [ "$QALIB_TIER" = full ]; then
     {
