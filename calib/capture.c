@@ -65,9 +65,19 @@ ql_status capture_download(ql_ctx *ctx, const capture *c, ql_arena *host, stats_
     return QL_OK;
 }
 
+static ql_status upload_new(ql_ctx *ctx, ql_dtype dtype, int64_t rows, int64_t cols, const void *data, ql_arena *device,
+                            ql_mat *out) {
+    if (!data) return QL_OK;
+    QL_TRY(ql_arena_mat(device, dtype, rows, cols, out));
+    return ql_upload(ctx, out->data, data, ql_mat_bytes(*out));
+}
+
 ql_status capture_upload(ql_ctx *ctx, const stats_site *site, ql_arena *device, capture *out) {
-    *out = (capture){.k = site->k, .count = site->count};
-    if (!site->hessian) return QL_OK;
-    QL_TRY(ql_arena_mat(device, QL_F32, site->k, site->k, &out->hessian));
-    return ql_upload(ctx, out->hessian.data, site->hessian, ql_mat_bytes(out->hessian));
+    int64_t k = site->k;
+    *out = (capture){.k = k, .count = site->count};
+    QL_TRY(upload_new(ctx, QL_F32, k, k, site->hessian, device, &out->hessian));
+    QL_TRY(upload_new(ctx, QL_F64, 1, k, site->sum_sq, device, &out->sum_sq));
+    QL_TRY(upload_new(ctx, QL_F64, 1, k, site->sum_abs, device, &out->sum_abs));
+    QL_TRY(upload_new(ctx, QL_F32, 1, k, site->min, device, &out->min));
+    return upload_new(ctx, QL_F32, 1, k, site->max, device, &out->max);
 }

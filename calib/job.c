@@ -110,7 +110,7 @@ static ql_status commit(job *j, const layer_result *result) {
     char *path;
     phases_enter(&j->engine.phases, PHASE_WRITE, 0);
     QL_TRY(journal_layer_path(j->journal, result->layer, j->engine.host, &path));
-    QL_TRY(layer_save(path, result, j->engine.host));
+    QL_TRY(layer_save(path, result, &j->model.config, j->engine.host));
     json_t *record = report_layer(result, rules_of(j, result->layer), &j->model.config);
     ql_status status =
         record ? journal_commit(j->journal, result->layer, record) : ql_fail(QL_NOMEM, "no memory for a record");
@@ -165,7 +165,7 @@ static ql_status write_layers(job *j, output *out) {
         QL_TRY(cli_check_signal());
         ql_arena_release(j->engine.host, (ql_mark){0});
         QL_TRY(load_committed(j, layer, j->engine.host, &result));
-        QL_TRY(output_layer(out, layer, result.module));
+        QL_TRY(output_layer(out, layer, result.module, result.folded));
     }
     return QL_OK;
 }

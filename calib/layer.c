@@ -1,6 +1,7 @@
 #include "calib/layer.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "host/mat.h"
 
@@ -219,6 +220,32 @@ static ql_status solve_block(engine *e, block *b, int64_t layer, const module_ru
     return QL_OK;
 }
 
+/* Scales move from the inputs into the weights first, if the recipe says so; captures hold moments then. */
+static ql_status smooth_and_solve(engine *e, block *b, int64_t layer, const module_rule *rules, capture *captures,
+                                  layer_result *result) {
+    if (e->recipe->smoothing != SMOOTHING_NONE) {
+        stats_site moments[SITES];
+        smoothing s;
+        show(e, layer, "smoothing");
+        for (site_id site = 0; site < SITES; site++) {
+            capture without_hessian = captures[site];
+            without_hessian.hessian = ql_no_mat();
+            QL_TRY(capture_download(e->ctx, &without_hessian, e->host, &moments[site]));
+        }
+        const smooth_job job = {.ctx = e->ctx,
+                                .device = e->scratch,
+                                .host = e->host,
+                                .phases = &e->phases,
+                                .recipe = e->recipe,
+                                .config = &e->model->config,
+                                .rules = rules,
+                                .statistics = moments};
+        QL_TRY(smooth_block(&job, b, captures, &s));
+        memcpy(result->folded, s.folded, sizeof s.folded);
+    }
+    return solve_block(e, b, layer, rules, captures, result);
+}
+
 static ql_status forward_all(engine *e, const stream *s, const block *b, int64_t layer) {
     double flops = attention_flops(e);
     for (site_id site = 0; site < SITES; site++) flops += linear_flops(e, site);
@@ -276,8 +303,9 @@ static ql_status block_at_once(engine *e, block *b, int64_t layer, const module_
 
 static ql_status full_precision(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
     capture captures[SITES];
-    QL_TRY(collect_block(e, b, layer, STATS_HESSIAN, captures, NULL));
-    return solve_block(e, b, layer, rules, captures, result);
+    int moments = e->recipe->smoothing != SMOOTHING_NONE ? STATS_MOMENTS : 0;
+    QL_TRY(collect_block(e, b, layer, STATS_HESSIAN | moments, captures, NULL));
+    return smooth_and_solve(e, b, layer, rules, captures, result);
 }
 
 static ql_status upload_stats(engine *e, int64_t layer, ql_arena *host, capture *captures) {
@@ -301,7 +329,7 @@ static ql_status from_store(engine *e, block *b, int64_t layer, const module_rul
     QL_TRY(ql_arena_open(NULL, &host));
     ql_status status = upload_stats(e, layer, host, captures);
     ql_arena_close(host);
-    return status == QL_OK ? solve_block(e, b, layer, rules, captures, result) : status;
+    return status == QL_OK ? smooth_and_solve(e, b, layer, rules, captures, result) : status;
 }
 
 static ql_status load_block(engine *e, int64_t layer, block *b) {

@@ -11,6 +11,7 @@
 #include "calib/data.h"
 #include "calib/linear.h"
 #include "calib/progress.h"
+#include "calib/smooth.h"
 
 typedef enum statistics_mode { STATISTICS_NONE, STATISTICS_PROPAGATED, STATISTICS_FP } statistics_mode;
 extern const char *const statistics_names[]; /* "none", "propagated", "fp" */
@@ -40,6 +41,7 @@ typedef struct layer_result {
     bool quantized[LINEARS];
     qmodule module[LINEARS];
     linear_record record[LINEARS];
+    float *folded[FOLDED]; /* 16-bit tensors that smoothing changed; NULL: as in the source */
 } layer_result;
 
 /* Loads the block and quantizes its modules by rules[LINEARS]; rows go on to the next block unless it is the last. */
@@ -51,11 +53,12 @@ ql_status layer_replay(engine *e, const layer_result *result);
 /* Full-precision statistics of one block, rows go on.  captures: [SITES], kv: of K after RoPE and of V, may be NULL. */
 ql_status layer_collect(engine *e, int64_t layer, int kinds, capture *captures, capture kv[2]);
 
-/* The committed form: one safetensors file with `<module>.codes`, `.scale`, `.zero` and, with act-order groups, `.g_idx`. */
-ql_status layer_save(const char *path, const layer_result *result, ql_arena *host);
-/* Bytes of that file, from shapes alone.  dynamic: groups follow the act-order where a row has several. */
+/* The committed form: one safetensors file with `<module>.codes`, `.scale`, `.zero` and, with act-order groups, `.g_idx`, and the
+ * tensors that smoothing changed under their own names. */
+ql_status layer_save(const char *path, const layer_result *result, const model_config *config, ql_arena *host);
+/* Most bytes of that file, from shapes alone.  dynamic: groups follow the act-order where a row has several. */
 ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, bool dynamic,
-                          ql_arena *host, uint64_t *size);
+                          bool smoothed, ql_arena *host, uint64_t *size);
 ql_status layer_load(const char *path, const engine *e, int64_t layer, const module_rule *rules, ql_arena *host,
                      layer_result *result);
 

@@ -5,7 +5,7 @@
 #include "calib/layer.h"
 #include "host/mat.h"
 
-enum { PARTS = 4, MAX_TENSORS = PARTS * LINEARS };
+enum { PARTS = 4, MAX_TENSORS = PARTS * LINEARS + FOLDED };
 static const char *const part_names[PARTS] = {"codes", "scale", "zero", "g_idx"};
 
 /* Shape and type of one part of a module, and where its data are. */
@@ -27,13 +27,35 @@ static void **part_data(qmodule *q, int part) {
     return parts[part];
 }
 
-ql_status layer_save(const char *path, const layer_result *result, ql_arena *host) {
+/* A tensor that smoothing changed; all are vectors. */
+static int64_t folded_size(const model_config *config, folded_id id) {
+    int64_t n, k;
+    if (id == FOLDED_NORM_IN || id == FOLDED_NORM_MLP) return config->hidden;
+    linear_shape(config, id == FOLDED_V_BIAS ? LIN_V : LIN_UP, &n, &k);
+    return n;
+}
+
+static st_tensor describe_folded(const model_config *config, folded_id id) {
+    return (st_tensor){.name = folded_names[id],
+                       .dtype = QL_F32,
+                       .dtype_name = ql_dtype_name(QL_F32),
+                       .rank = 1,
+                       .shape = {folded_size(config, id)}};
+}
+
+ql_status layer_save(const char *path, const layer_result *result, const model_config *config, ql_arena *host) {
     st_tensor tensors[MAX_TENSORS];
     struct {
         const char *name;
         const void *data;
     } sources[MAX_TENSORS];
     int count = 0;
+    for (folded_id id = 0; id < FOLDED; id++) {
+        if (!result->folded[id]) continue;
+        tensors[count] = describe_folded(config, id);
+        sources[count].name = tensors[count].name;
+        sources[count++].data = result->folded[id];
+    }
     for (linear_id id = 0; id < LINEARS; id++) {
         qmodule q = result->module[id];
         for (int part = 0; result->quantized[id] && part < PARTS; part++) {
@@ -58,9 +80,10 @@ ql_status layer_save(const char *path, const layer_result *result, ql_arena *hos
 }
 
 ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, bool dynamic,
-                          ql_arena *host, uint64_t *size) {
+                          bool smoothed, ql_arena *host, uint64_t *size) {
     st_tensor tensors[MAX_TENSORS];
     int count = 0;
+    for (folded_id id = 0; smoothed && id < FOLDED; id++) tensors[count++] = describe_folded(config, id);
     for (linear_id id = 0; id < LINEARS; id++) {
         qmodule q = {.bits = rules[id].bits};
         char module[NAME_SIZE], *name;
@@ -101,6 +124,20 @@ static ql_status load_module(const st_file *file, qmodule *q, ql_arena *host) {
     return QL_OK;
 }
 
+static ql_status load_folded(const st_file *file, const model_config *config, ql_arena *host, layer_result *result) {
+    for (int64_t i = 0; i < file->count; i++)
+        for (folded_id id = 0; id < FOLDED; id++) {
+            const st_tensor *t = &file->tensors[i];
+            if (strcmp(t->name, folded_names[id]) != 0) continue;
+            if (t->dtype != QL_F32 || t->rank != 1 || t->shape[0] != folded_size(config, id))
+                return ql_fail(QL_FORMAT, "%s: \"%s\" has another shape; remove the file to have the layer made again",
+                               file->path, t->name);
+            QL_TRY(ql_take(host, (size_t)t->shape[0], sizeof(float), &result->folded[id]));
+            QL_TRY(st_read(file, t, result->folded[id]));
+        }
+    return QL_OK;
+}
+
 ql_status layer_load(const char *path, const engine *e, int64_t layer, const module_rule *rules, ql_arena *host,
                      layer_result *result) {
     st_file file;
@@ -118,6 +155,7 @@ ql_status layer_load(const char *path, const engine *e, int64_t layer, const mod
         if (status == QL_OK) status = load_module(&file, q, host);
         result->quantized[id] = true;
     }
+    if (status == QL_OK) status = load_folded(&file, &e->model->config, host, result);
     st_close(&file);
     return status;
 }

@@ -173,7 +173,8 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
     int32_t *order = NULL;
     *record = (linear_record){0};
     QL_TRY(check_range(job, lin->w));
-    if (job->input && ql_is_present(job->input->hessian) && job->rule.method != METHOD_RTN) {
+    bool reads_data = job->rule.method != METHOD_RTN || job->recipe->clip;
+    if (reads_data && job->input && ql_is_present(job->input->hessian)) {
         float *diagonal;
         p.h = job->input->hessian;
         QL_TRY(ql_take(job->host, (size_t)p.k, sizeof *diagonal, &diagonal));

@@ -262,23 +262,35 @@ static ql_status put_module(output *out, const plan_item *item, const qmodule *q
     return QL_OK;
 }
 
-ql_status output_advance(output *out, int64_t layer, const qmodule *modules) {
+static ql_status put_folded(output *out, const plan_item *item, const float *values) {
+    float *copy;
+    int64_t count = item->tensor.shape[0];
+    QL_TRY(ql_take(out->scratch, (size_t)count, sizeof *copy, &copy));
+    memcpy(copy, values, (size_t)count * sizeof *copy);
+    narrow(copy, QL_F32, out->dtype, count);
+    return put(out, copy);
+}
+
+ql_status output_advance(output *out, int64_t layer, const qmodule *modules, float *const *folded) {
     if (!out->begun) QL_TRY(begin(out));
     while (out->next < out->plan.count) {
         const plan_item *item = &out->plan.items[out->next];
-        if (item->layer >= 0 && item->layer != layer) break;
+        if ((item->layer >= 0 && item->layer != layer) || (layer >= 0 && item->fold_layer > layer)) break;
         ql_mark mark = ql_arena_mark(out->scratch);
-        if (item->layer < 0) QL_TRY(put_source(out, item));
+        const float *changed = folded && item->fold_layer == layer ? folded[item->folded] : NULL;
+        if (changed) QL_TRY(put_folded(out, item, changed));
+        else if (item->layer < 0) QL_TRY(put_source(out, item));
         else QL_TRY(put_module(out, item, &modules[item->linear]));
         ql_arena_release(out->scratch, mark);
     }
     return QL_OK;
 }
 
-ql_status output_layer(output *out, int64_t layer, const qmodule modules[LINEARS]) {
-    QL_TRY(output_advance(out, layer, modules));
-    if (out->next < out->plan.count && out->plan.items[out->next].layer < layer)
+ql_status output_layer(output *out, int64_t layer, const qmodule modules[LINEARS], float *const folded[]) {
+    QL_TRY(output_advance(out, layer, modules, folded));
+    const plan_item *item = &out->plan.items[out->next];
+    if (out->next < out->plan.count && item->layer >= 0 && item->layer < layer)
         return ql_fail(QL_INTERNAL, "%s: got layer %lld before layer %lld", out->dir, (long long)layer,
-                       (long long)out->plan.items[out->next].layer);
+                       (long long)item->layer);
     return QL_OK;
 }

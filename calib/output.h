@@ -3,7 +3,7 @@
  *   output *out;
  *   QL_TRY(output_open(dir, ck, config, &request, &out));     // plans and checks everything, writes nothing yet
  *   for (layer = 0; ...; layer++)
- *       QL_TRY(output_layer(out, layer, modules));            // modules[LINEARS]; each layer once, in order
+ *       QL_TRY(output_layer(out, layer, modules, folded));    // modules[LINEARS]; each layer once, in order
  *   QL_TRY(output_finish(out, &texts));                       // the rest, then the index, config.json last
  *   output_close(out);
  *
@@ -14,6 +14,10 @@
 #define CALIB_OUTPUT_H
 
 #include "formats/layout.h"
+
+/* 16-bit tensors of a block that smoothing changes. */
+typedef enum folded_id { FOLDED_NORM_IN, FOLDED_NORM_MLP, FOLDED_V_BIAS, FOLDED_UP_BIAS, FOLDED } folded_id;
+extern const char *const folded_names[FOLDED]; /* "input_layernorm.weight", ... */
 
 typedef struct output_request {
     const layout_scheme *scheme; /* NULL: the dequantized result as a plain 16-bit checkpoint */
@@ -36,8 +40,9 @@ typedef struct output output;
  * bytes are named); QL_FORMAT when a tensor that is copied holds NaN or infinity.  ck and config must outlive the output. */
 ql_status output_open(const char *dir, const checkpoint *ck, const model_config *config, const output_request *request,
                       output **out);
-/* Modules by linear_id; those that stay in 16 bits are not looked at. */
-ql_status output_layer(output *out, int64_t layer, const qmodule modules[LINEARS]);
+/* Modules by linear_id; those that stay in 16 bits are not looked at.  folded: values of the tensors that smoothing changed (calib/smooth.h),
+ * by folded_id; NULL, or NULL in it: as in the source. */
+ql_status output_layer(output *out, int64_t layer, const qmodule modules[LINEARS], float *const folded[]);
 ql_status output_finish(output *out, const output_texts *texts);
 /* Without a finish the directory stays incomplete.  NULL is allowed. */
 void output_close(output *out);

@@ -147,7 +147,7 @@ static ql_status save_last(output *out, const char *config) {
 
 ql_status output_finish(output *out, const output_texts *texts) {
     char *config, *quantize_config;
-    QL_TRY(output_advance(out, -1, NULL));
+    QL_TRY(output_advance(out, -1, NULL, NULL));
     if (out->next < out->plan.count)
         return ql_fail(QL_INTERNAL, "%s: layer %lld is missing", out->dir, (long long)out->plan.items[out->next].layer);
     QL_TRY(output_close_shard(out));

@@ -34,8 +34,8 @@ struct output {
 ql_status output_marker(output *out, char **path);
 ql_status output_remember(output *out, const char *name, const unsigned char sha256[32]);
 
-/* Writes what comes next and is at hand: tensors of the source, and the modules of one layer (-1: none). */
-ql_status output_advance(output *out, int64_t layer, const qmodule *modules);
+/* Writes what comes next and is at hand: tensors of the source, and what one layer became (-1: none). */
+ql_status output_advance(output *out, int64_t layer, const qmodule *modules, float *const *folded);
 ql_status output_close_shard(output *out);
 
 #endif

@@ -38,11 +38,23 @@ ql_status output_is_quantized(const layout_scheme *scheme, const char *module, b
     return QL_OK;
 }
 
+/* "model.layers.3.input_layernorm.weight" belongs to layer 3 and may be changed by smoothing. */
+static void find_folded(const char *name, plan_item *item) {
+    static const char prefix[] = "model.layers.";
+    item->fold_layer = -1;
+    if (strncmp(name, prefix, sizeof prefix - 1) != 0) return;
+    char *rest;
+    int64_t layer = strtoll(name + sizeof prefix - 1, &rest, 10);
+    for (int id = 0; id < FOLDED && *rest == '.'; id++)
+        if (strcmp(rest + 1, folded_names[id]) == 0) item->fold_layer = layer, item->folded = (folded_id)id;
+}
+
 static ql_status add_source(planner *p, const char *name, const int64_t shape[2]) {
     char *copy;
     QL_TRY(ql_arena_string(p->arena, name, &copy));
     plan_item *item = &p->plan->items[p->plan->count++];
     *item = (plan_item){.layer = -1};
+    find_folded(name, item);
     item->tensor = (st_tensor){.name = copy,
                                .dtype = p->dtype,
                                .dtype_name = ql_dtype_name(p->dtype),
@@ -63,7 +75,7 @@ static ql_status add_quantized(planner *p, const char *module, int64_t layer, li
     QL_TRY(layout_gptq_encode(&shape, p->scheme->version, p->arena, &tensors));
     for (int t = 0; t < tensors.count; t++)
         p->plan->items[p->plan->count++] =
-            (plan_item){.tensor = tensors.tensor[t], .layer = layer, .linear = linear, .part = t};
+            (plan_item){.tensor = tensors.tensor[t], .layer = layer, .linear = linear, .part = t, .fold_layer = -1};
     return QL_OK;
 }
 

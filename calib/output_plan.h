@@ -7,14 +7,16 @@
 #ifndef CALIB_OUTPUT_PLAN_H
 #define CALIB_OUTPUT_PLAN_H
 
-#include "formats/layout.h"
+#include "calib/output.h"
 
 typedef struct plan_item {
-    st_tensor tensor; /* as it is written; `begin` is not set */
-    int64_t layer;    /* of a quantized module, else -1: the tensor is taken from the source under the same name */
-    linear_id linear; /* of a quantized module */
-    int part;         /* index in layout_tensors, for a quantized module */
-    int64_t shard;    /* from 0 */
+    st_tensor tensor;   /* as it is written; `begin` is not set */
+    int64_t layer;      /* of a quantized module, else -1: the tensor is taken from the source under the same name */
+    linear_id linear;   /* of a quantized module */
+    int part;           /* index in layout_tensors, for a quantized module */
+    int64_t shard;      /* from 0 */
+    int64_t fold_layer; /* of a tensor that smoothing may change, else -1 */
+    folded_id folded;
 } plan_item;
 
 typedef struct output_plan {

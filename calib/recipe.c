@@ -12,6 +12,9 @@ const char *const method_names[METHODS] = {[METHOD_RTN] = "rtn", [METHOD_GPTQ] =
 const char *const act_order_names[3] = {
     [QL_ORDER_NONE] = "none", [QL_ORDER_STATIC] = "static", [QL_ORDER_DYNAMIC] = "dynamic"};
 
+const char *const smoothing_names[SMOOTHINGS] = {
+    [SMOOTHING_NONE] = "none", [SMOOTHING_AWQ] = "awq", [SMOOTHING_SMOOTHQUANT] = "smoothquant"};
+
 static const double literature_damp = 0.01;
 
 void recipe_defaults(recipe *r) {
@@ -81,8 +84,21 @@ static ql_status settle_literature(recipe *r) {
     return QL_OK;
 }
 
+static ql_status check_smoothing(const recipe *r) {
+    bool named = r->smooth_alpha == SMOOTH_ALPHA_SEARCH || r->smooth_alpha == SMOOTH_ALPHA_FAMILY;
+    if (!named && !(r->smooth_alpha >= 0.05 && r->smooth_alpha <= 1))
+        return ql_fail(QL_MISMATCH, "smooth_alpha %g: expected 0.05 to 1, family or search", r->smooth_alpha);
+    if (r->literature && (r->smoothing != SMOOTHING_NONE || r->clip))
+        return ql_fail(QL_MISMATCH,
+                       "literature has neither smoothing nor clip, but one was asked for; drop one of the two");
+    if (r->clip && r->base.group < 0)
+        return ql_fail(QL_MISMATCH, "clip looks at groups: group_size 32, 64 or 128, not -1");
+    return QL_OK;
+}
+
 ql_status recipe_check(recipe *r) {
     if (r->literature) QL_TRY(settle_literature(r));
+    QL_TRY(check_smoothing(r));
     QL_TRY(check_rule(&r->base, ""));
     if (!(r->damp > 0 && r->damp < 1))
         return ql_fail(QL_MISMATCH, "damp %g: expected more than 0 and less than 1", r->damp);
@@ -209,16 +225,25 @@ static ql_status override_yaml(const recipe_override *o, ql_arena *arena, char *
     return ql_arena_format(arena, text, "%s  - match: %s\n%s%s%s%s", *text, match, bits, group, method, skip);
 }
 
+static void alpha_text(char text[32], double alpha) {
+    if (alpha == SMOOTH_ALPHA_SEARCH) strcpy(text, "search");
+    else if (alpha == SMOOTH_ALPHA_FAMILY) strcpy(text, "family");
+    else exact_real(text, alpha);
+}
+
 ql_status recipe_yaml(const recipe *r, ql_arena *arena, char **text) {
-    char damp[32], drift[32];
+    char damp[32], drift[32], alpha[32];
     exact_real(damp, r->damp);
     exact_real(drift, r->drift);
+    alpha_text(alpha, r->smooth_alpha);
     QL_TRY(ql_arena_format(arena, text,
                            "version: 1\nmethod: %s\nbits: %d\ngroup_size: %lld\nsymmetric: %s\nact_order: %s\n"
-                           "sequential: %s\ndamp: %s\ndrift: %s\nrefine: %lld\nscale_search: %s\nliterature: %s\n%s",
+                           "sequential: %s\ndamp: %s\ndrift: %s\nrefine: %lld\nscale_search: %s\nclip: %s\n"
+                           "smoothing: %s\nsmooth_alpha: %s\nliterature: %s\n%s",
                            method_names[r->base.method], r->base.bits, (long long)r->base.group, yes(r->symmetric),
                            act_order_names[r->act_order], yes(r->sequential), damp, drift, (long long)r->refine,
-                           yes(r->scale_search), yes(r->literature), r->n_overrides ? "overrides:\n" : ""));
+                           yes(r->scale_search), yes(r->clip), smoothing_names[r->smoothing], alpha, yes(r->literature),
+                           r->n_overrides ? "overrides:\n" : ""));
     for (int i = 0; i < r->n_overrides; i++) QL_TRY(override_yaml(&r->overrides[i], arena, text));
     return QL_OK;
 }
@@ -238,9 +263,12 @@ json_t *recipe_json(const recipe *r) {
             json_decref(overrides);
             return NULL;
         }
-    return json_pack("{s:i, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:f, s:I, s:b, s:b, s:o}", "version", 1, "method",
-                     method_names[r->base.method], "bits", r->base.bits, "group_size", (json_int_t)r->base.group,
-                     "symmetric", r->symmetric, "act_order", act_order_names[r->act_order], "sequential", r->sequential,
-                     "damp", r->damp, "drift", r->drift, "refine", (json_int_t)r->refine, "scale_search",
-                     r->scale_search, "literature", r->literature, "overrides", overrides);
+    char alpha[32];
+    alpha_text(alpha, r->smooth_alpha);
+    return json_pack("{s:i, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:f, s:I, s:b, s:b, s:s, s:s, s:b, s:o}", "version", 1,
+                     "method", method_names[r->base.method], "bits", r->base.bits, "group_size",
+                     (json_int_t)r->base.group, "symmetric", r->symmetric, "act_order", act_order_names[r->act_order],
+                     "sequential", r->sequential, "damp", r->damp, "drift", r->drift, "refine", (json_int_t)r->refine,
+                     "scale_search", r->scale_search, "clip", r->clip, "smoothing", smoothing_names[r->smoothing],
+                     "smooth_alpha", alpha, "literature", r->literature, "overrides", overrides);
 }

@@ -13,6 +13,9 @@
  *   drift: 0.75                      # 0 .. 1: how far weights make up for what earlier layers changed; sequential only
  *   refine: 4                        # sweeps of coordinate descent after GPTQ
  *   scale_search: true
+ *   clip: false                      # rtn: clip weights where that loses least (AWQ's search), in place of scale_search
+ *   smoothing: none                  # none, awq, smoothquant: scales moved from activations to weights first; statistics fp only
+ *   smooth_alpha: search             # smoothquant: 0.05 .. 1, family, or search
  *   literature: false
  *   overrides:
  *     - match: 'layers\.0\..*down_proj'     # PCRE2, anywhere in the module's name; the last that matches counts, alone
@@ -28,6 +31,11 @@
 typedef enum method_id { METHOD_RTN, METHOD_GPTQ, METHODS } method_id;
 extern const char *const method_names[METHODS];
 extern const char *const act_order_names[3];
+
+typedef enum smoothing_id { SMOOTHING_NONE, SMOOTHING_AWQ, SMOOTHING_SMOOTHQUANT, SMOOTHINGS } smoothing_id;
+extern const char *const smoothing_names[SMOOTHINGS];
+#define SMOOTH_ALPHA_SEARCH 0.0
+#define SMOOTH_ALPHA_FAMILY -1.0
 
 /* How one module is treated. */
 typedef struct module_rule {
@@ -57,7 +65,9 @@ enum {
 
 typedef struct recipe {
     module_rule base;
-    bool symmetric, sequential, scale_search, literature;
+    bool symmetric, sequential, scale_search, literature, clip;
+    smoothing_id smoothing;
+    double smooth_alpha; /* SMOOTH_ALPHA_* or the exponent itself */
     ql_act_order act_order;
     double damp, drift;
     int64_t refine;
@@ -77,7 +87,7 @@ ql_status recipe_parse(const char *place, const char *text, size_t size, ql_aren
 ql_status recipe_scheme(const char *name, recipe *r);
 
 /* The last step: fills in what literature implies (no scale search, drift or refinement, not sequential, damp 0.01, act-order none unless asked for) and
- * refuses what makes no sense: other settings asked for beside literature, bits not in {2,3,4,8}, ...  QL_MISMATCH. */
+ * refuses what makes no sense: other settings asked for beside literature, bits not in {2,3,4,8}, clipping of whole rows, ...  QL_MISMATCH. */
 ql_status recipe_check(recipe *r);
 
 /* Compiles the regex of an override; QL_MISMATCH says where it is wrong. */

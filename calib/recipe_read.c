@@ -25,12 +25,15 @@ enum {
     KEY_DRIFT,
     KEY_REFINE,
     KEY_SCALE_SEARCH,
+    KEY_CLIP,
+    KEY_SMOOTHING,
+    KEY_SMOOTH_ALPHA,
     KEY_LITERATURE,
     KEY_OVERRIDES,
 };
-static const char *const recipe_keys[] = {"version",   "scheme",       "method",     "bits",      "group_size",
-                                          "symmetric", "act_order",    "sequential", "damp",      "drift",
-                                          "refine",    "scale_search", "literature", "overrides", NULL};
+static const char *const recipe_keys[] = {
+    "version", "scheme", "method",       "bits", "group_size", "symmetric",    "act_order",  "sequential", "damp",
+    "drift",   "refine", "scale_search", "clip", "smoothing",  "smooth_alpha", "literature", "overrides",  NULL};
 
 enum { KEY_MATCH, KEY_OVERRIDE_BITS, KEY_OVERRIDE_GROUP_SIZE, KEY_OVERRIDE_METHOD, KEY_SKIP };
 static const char *const override_keys[] = {"match", "bits", "group_size", "method", "skip", NULL};
@@ -246,6 +249,21 @@ static ql_status take_act_order(const reader *r) {
     return QL_OK;
 }
 
+static ql_status take_smoothing(const reader *r) {
+    int value = 0;
+    QL_TRY(take_word(r, "smoothing", smoothing_names, SMOOTHINGS, &value));
+    r->recipe->smoothing = (smoothing_id)value;
+    return QL_OK;
+}
+
+static ql_status take_smooth_alpha(const reader *r) {
+    QL_TRY(need_scalar(r, "smooth_alpha", "a number, family or search"));
+    if (strcmp(text_of(r), "search") == 0) r->recipe->smooth_alpha = SMOOTH_ALPHA_SEARCH;
+    else if (strcmp(text_of(r), "family") == 0) r->recipe->smooth_alpha = SMOOTH_ALPHA_FAMILY;
+    else return take_real(r, "smooth_alpha", &r->recipe->smooth_alpha);
+    return QL_OK;
+}
+
 static ql_status take_recipe_value(reader *r, int key, unsigned seen, void *to) {
     recipe *into = to;
     unsigned rule_keys = 1u << KEY_METHOD | 1u << KEY_BITS | 1u << KEY_GROUP_SIZE;
@@ -264,6 +282,9 @@ static ql_status take_recipe_value(reader *r, int key, unsigned seen, void *to) 
     case KEY_DRIFT: into->asked |= ASKED_DRIFT; return take_real(r, "drift", &into->drift);
     case KEY_REFINE: into->asked |= ASKED_REFINE; return take_int(r, "refine", &into->refine);
     case KEY_SCALE_SEARCH: into->asked |= ASKED_SCALE_SEARCH; return take_bool(r, "scale_search", &into->scale_search);
+    case KEY_CLIP: return take_bool(r, "clip", &into->clip);
+    case KEY_SMOOTHING: return take_smoothing(r);
+    case KEY_SMOOTH_ALPHA: return take_smooth_alpha(r);
     case KEY_LITERATURE: return take_bool(r, "literature", &into->literature);
     default: return take_overrides(r);
     }

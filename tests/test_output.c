@@ -56,7 +56,7 @@ static ql_status produce(const char *dir, const output_request *request, const l
     for (int64_t layer = 0; layer < config.layers && status == QL_OK; layer++) {
         qmodule modules[LINEARS];
         tiny_quantize(ck, &config, layer, grid, arena, modules);
-        status = output_layer(out, layer, modules);
+        status = output_layer(out, layer, modules, NULL);
     }
     if (status == QL_OK) status = output_finish(out, &some_texts);
     output_close(out);
@@ -399,7 +399,7 @@ static void trap01_own_incomplete_output_starts_over(void **state) {
                          other = {.scheme = &asymmetric, .job = "b"};
     assert_ok(output_open(target, ck, &config, &request, &out));
     tiny_quantize(ck, &config, 0, &asymmetric, arena, modules);
-    assert_ok(output_layer(out, 0, modules));
+    assert_ok(output_layer(out, 0, modules, NULL));
     output_close(out); /* killed here */
     assert_true(count_files(target, "model-0") > 0);
     assert_false(exists(target, "config.json"));
@@ -433,7 +433,7 @@ static void faults_leave_no_loadable_directory(void **state) {
             ql_fault_set(setting);
             ql_status status = output_open(target, ck, &config, &request, &out);
             for (int layer = 0; layer < 2 && status == QL_OK; layer++)
-                status = output_layer(out, layer, modules[layer]);
+                status = output_layer(out, layer, modules[layer], NULL);
             if (status == QL_OK) status = output_finish(out, &some_texts);
             reached = ql_fault_passages() >= n;
             ql_fault_set(NULL);
@@ -469,10 +469,10 @@ static void layers_out_of_order_are_refused(void **state) {
     const output_request request = {.scheme = &asymmetric};
     assert_ok(output_open(target, ck, &config, &request, &out));
     tiny_quantize(ck, &config, 1, &asymmetric, arena, modules);
-    assert_refused(output_layer(out, 1, modules), QL_INTERNAL, "before layer 0");
-    assert_refused(output_layer(out, 0, modules), QL_INTERNAL, "waits for this module");
+    assert_refused(output_layer(out, 1, modules, NULL), QL_INTERNAL, "before layer 0");
+    assert_refused(output_layer(out, 0, modules, NULL), QL_INTERNAL, "waits for this module");
     tiny_quantize(ck, &config, 0, &asymmetric, arena, modules);
-    assert_ok(output_layer(out, 0, modules));
+    assert_ok(output_layer(out, 0, modules, NULL));
     assert_refused(output_finish(out, &texts), QL_INTERNAL, "layer 1 is missing");
     output_close(out);
 }

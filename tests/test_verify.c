@@ -30,7 +30,7 @@ static void produce(const layout_scheme *scheme, const layout_scheme *grid) {
     for (int64_t layer = 0; layer < config.layers; layer++) {
         qmodule modules[LINEARS];
         tiny_quantize(ck, &config, layer, grid, arena, modules);
-        assert_ok(output_layer(out, layer, modules));
+        assert_ok(output_layer(out, layer, modules, NULL));
     }
     assert_ok(output_finish(out, &texts));
     output_close(out);

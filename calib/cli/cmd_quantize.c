@@ -22,11 +22,18 @@ static ql_status resolve_mode(const cli *args, quantize_request *r) {
             return ql_fail(QL_USAGE, "--stats holds full-precision statistics; --statistics propagated needs --calib");
         r->mode = STATISTICS_FP;
     }
-    bool needs_data = r->recipe.base.method != METHOD_RTN;
+    bool smooths = r->recipe.smoothing != SMOOTHING_NONE;
+    bool needs_data = r->recipe.base.method != METHOD_RTN || smooths || r->recipe.clip;
+    if (smooths && cli_has(args, "statistics") && r->mode != STATISTICS_FP)
+        return ql_fail(QL_USAGE, "--smoothing chooses all scales of a block at once: it needs --statistics fp");
+    if (smooths) r->mode = STATISTICS_FP;
     if (!r->tokens_path && !r->stats_dir) r->mode = STATISTICS_NONE;
     if (needs_data && r->mode == STATISTICS_NONE)
-        return ql_fail(QL_USAGE, "--method %s needs data: --calib tokens.h5 or --stats DIR",
-                       method_names[r->recipe.base.method]);
+        return ql_fail(QL_USAGE, "%s%s needs data: --calib tokens.h5 or --stats DIR",
+                       smooths          ? "--smoothing"
+                       : r->recipe.clip ? "--clip"
+                                        : "--method ",
+                       smooths || r->recipe.clip ? "" : method_names[r->recipe.base.method]);
     if (r->recipe.literature && needs_data && r->mode != STATISTICS_PROPAGATED)
         return ql_fail(QL_USAGE, "--literature propagates through quantized blocks: it needs --calib, not %s",
                        r->stats_dir ? "--stats" : "--statistics fp");

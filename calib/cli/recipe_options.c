@@ -1,4 +1,6 @@
 /* A recipe from the command line. */
+#include <string.h>
+
 #include "calib/cli/cli.h"
 #include "host/status.h"
 
@@ -16,6 +18,9 @@ const cli_option cli_recipe_options[] = {
     {"refine", 0, "N", false, "sweeps of coordinate descent after GPTQ (default: 4)"},
     {"sequential", 0, "on|off", false, "inputs of each linear from the ones quantized before it (default: on)"},
     {"scale-search", 0, "on|off", false, "search the scale of least squared error (default: on)"},
+    {"clip", 0, "on|off", false, "rtn: clip weights where that loses least (default: off)"},
+    {"smoothing", 0, "NAME", false, "move scales into the weights first: none, awq or smoothquant (default: none)"},
+    {"smooth-alpha", 0, "X", false, "of smoothquant: 0.05 to 1, family or search (default: search)"},
     {"literature", 0, NULL, false, "GPTQ as published and nothing else"},
     {0},
 };
@@ -24,6 +29,19 @@ static ql_status take_symmetry(const cli *args, recipe *r) {
     if (cli_has(args, "sym") && cli_has(args, "asym")) return ql_fail(QL_USAGE, "--sym and --asym: give one of them");
     if (cli_has(args, "sym")) r->symmetric = true;
     if (cli_has(args, "asym")) r->symmetric = false;
+    return QL_OK;
+}
+
+static ql_status take_smoothing(const cli *args, recipe *r) {
+    static const char *const names[] = {"none", "awq", "smoothquant", NULL};
+    const char *alpha = cli_value(args, "smooth-alpha");
+    int choice = (int)r->smoothing;
+    QL_TRY(cli_choice(args, "smoothing", names, &choice));
+    r->smoothing = (smoothing_id)choice;
+    if (!alpha) return QL_OK;
+    if (strcmp(alpha, "search") == 0) r->smooth_alpha = SMOOTH_ALPHA_SEARCH;
+    else if (strcmp(alpha, "family") == 0) r->smooth_alpha = SMOOTH_ALPHA_FAMILY;
+    else return cli_real(args, "smooth-alpha", 0.05, 1, &r->smooth_alpha);
     return QL_OK;
 }
 
@@ -75,6 +93,8 @@ ql_status cli_recipe(const cli *args, ql_arena *arena, recipe *r) {
     if (cli_has(args, "refine")) r->asked |= ASKED_REFINE;
     QL_TRY(take_switch(args, "sequential", ASKED_SEQUENTIAL, &r->sequential, r));
     QL_TRY(take_switch(args, "scale-search", ASKED_SCALE_SEARCH, &r->scale_search, r));
+    QL_TRY(take_switch(args, "clip", 0, &r->clip, r));
+    QL_TRY(take_smoothing(args, r));
     if (cli_has(args, "literature")) r->literature = true;
     return recipe_check(r);
 }
