@@ -187,6 +187,11 @@ ql_status ql_cuda_sync(ql_ctx *ctx) {
     return QL_OK;
 }
 
+ql_status ql_cuda_stream(const ql_ctx *ctx, void **stream) {
+    *stream = ((const ql_cuda *)ctx->state)->stream;
+    return QL_OK;
+}
+
 /* ---- indices ------------------------------------------------------------------------------------------------------------- */
 
 static __global__ void find_outside_kernel(const int32_t *row, int64_t count, int64_t low, int64_t limit,

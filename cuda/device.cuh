@@ -105,14 +105,15 @@ ql_status ql_cuda_blas_fault(cublasStatus_t status, const char *call);
 #endif
 
 /* A grid is one-dimensional; an empty one is legal here, CUDA refuses it. */
-#define LAUNCH(gpu, kernel, blocks, threads, ...)                                                                      \
+#define LAUNCH(gpu, kernel, blocks, threads, ...) LAUNCH_ON((gpu)->stream, kernel, blocks, threads, __VA_ARGS__)
+#define LAUNCH_ON(stream, kernel, blocks, threads, ...)                                                                \
     do {                                                                                                               \
         int64_t launch_blocks = (blocks);                                                                              \
         if (launch_blocks > INT32_MAX)                                                                                 \
             return ql_fail(QL_UNSUPPORTED, "%s: %lld blocks, a CUDA grid has at most %d", #kernel,                     \
                            (long long)launch_blocks, INT32_MAX);                                                       \
         if (launch_blocks > 0) {                                                                                       \
-            LAUNCH_KERNEL(kernel, (unsigned)launch_blocks, threads, (gpu)->stream, __VA_ARGS__);                       \
+            LAUNCH_KERNEL(kernel, (unsigned)launch_blocks, threads, stream, __VA_ARGS__);                              \
             CUDA_TRY_AS(cudaGetLastError(), #kernel);                                                                  \
         }                                                                                                              \
     } while (0)

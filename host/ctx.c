@@ -77,3 +77,9 @@ ql_status ql_download(ql_ctx *ctx, void *host, const void *device, size_t bytes)
     return bytes ? ctx->ops->download(ctx, host, device, bytes) : QL_OK;
 }
 ql_status ql_sync(ql_ctx *ctx) { return ctx->ops->sync(ctx); }
+
+void *ql_ctx_stream(const ql_ctx *ctx) {
+    void *stream = NULL;
+    (void)ctx->ops->stream(ctx, &stream); /* cannot fail */
+    return stream;
+}

@@ -41,7 +41,12 @@
                         ql_grid *grid, ql_mat codes))                                                                  \
     X(loss, (ql_ctx * ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm))                                  \
     X(nll, (ql_ctx * ctx, ql_mat logits, ql_mat target, ql_mat nll))                                                   \
-    X(kld, (ql_ctx * ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same))
+    X(kld, (ql_ctx * ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same))                                        \
+    X(plan, (ql_ctx * ctx, ql_plan * plan))                                                                            \
+    X(pack_weight, (ql_ctx * ctx, const ql_plan *plan, const ql_weight *weight, void *packed))                         \
+    X(unpack_weight, (ql_ctx * ctx, const ql_plan *plan, const void *packed, const ql_weight *weight))                 \
+    X(checksum, (ql_ctx * ctx, const void *data, size_t bytes, uint64_t *sum))                                         \
+    X(enter, (const ql_plan *plan, void *stream))
 
 /* What a context needs of a backend besides the operations. */
 #define QL_DEVICE_OPS(X)                                                                                               \
@@ -51,7 +56,8 @@
     X(free, (ql_ctx * ctx, void *data))                                                                                \
     X(upload, (ql_ctx * ctx, void *device, const void *host, size_t bytes))                                            \
     X(download, (ql_ctx * ctx, void *host, const void *device, size_t bytes))                                          \
-    X(sync, (ql_ctx * ctx))
+    X(sync, (ql_ctx * ctx))                                                                                            \
+    X(stream, (const ql_ctx *ctx, void **stream))
 
 typedef struct ql_ops {
 #define QL_OPS_MEMBER(name, parameters) ql_status(*name) parameters;

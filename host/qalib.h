@@ -78,6 +78,8 @@ QL_API const char *ql_version(void);
     X(QL_F32, "F32", 4)                                                                                                \
     X(QL_F16, "F16", 2)                                                                                                \
     X(QL_BF16, "BF16", 2)                                                                                              \
+    X(QL_F8_E4M3, "F8_E4M3", 1)                                                                                        \
+    X(QL_F8_E5M2, "F8_E5M2", 1)                                                                                        \
     X(QL_I64, "I64", 8)                                                                                                \
     X(QL_I32, "I32", 4)                                                                                                \
     X(QL_I16, "I16", 2)                                                                                                \
@@ -95,6 +97,7 @@ typedef enum ql_dtype {
 
 QL_API const char *ql_dtype_name(ql_dtype dtype); /* "BF16" */
 QL_API size_t ql_dtype_size(ql_dtype dtype);      /* bytes per element */
+/* F8_E4M3 has no infinity: 448 is its largest value, 0x7f and 0xff are NaN.  F8_E5M2 is the upper byte of a binary16. */
 
 /* A row-major view: element (r, c) lies at data[r * ld + c].  ld >= cols, in elements.  A vector is one row.
  * data == NULL means "absent" where a parameter is optional. */
@@ -142,6 +145,10 @@ QL_API void ql_free(ql_ctx *ctx, void *data);
 QL_API ql_status ql_upload(ql_ctx *ctx, void *device, const void *host, size_t bytes);
 QL_API ql_status ql_download(ql_ctx *ctx, void *host, const void *device, size_t bytes);
 QL_API ql_status ql_sync(ql_ctx *ctx);
+
+/* The stream on which the context's operations run (a cudaStream_t; NULL on the CPU): what ql_execute wants when a product
+ * shall run in order with them. */
+QL_API void *ql_ctx_stream(const ql_ctx *ctx);
 
 /* ---- forward pass ----------------------------------------------------------------------------------------------------- */
 
@@ -283,6 +290,109 @@ QL_API ql_status ql_nll(ql_ctx *ctx, ql_mat logits, ql_mat target, ql_mat nll);
 /* kld[i] = sum_v p log(p / q), p = softmax(base[i]), q = softmax(logits[i]); same[i] = 1 where both have one arg max.
  * base, logits [m][v] F32, kld [1][m] F64, same [1][m] U8. */
 QL_API ql_status ql_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same);
+
+/* ---- products ------------------------------------------------------------------------------------------------------------
+ *
+ * y = x W^T + bias in the number formats of quantized inference: describe, plan once, pack the weight once, execute often.
+ *
+ *   ql_product product = {.n = 4096, .k = 4096, .m_max = 16, .x = QL_BF16, .w = QL_U8, .bits = 4, .y = QL_BF16,
+ *                         .w_scale = QL_SCALE_GROUP, .group = 128, .scale = QL_BF16};
+ *   ql_plan_make(ctx, &product, &plan);
+ *   ql_alloc(ctx, ql_plan_packed(plan), &packed);   ql_alloc(ctx, ql_plan_workspace(plan), &workspace);
+ *   ql_pack_weight(ctx, plan, &weight, packed);     // the canonical weight may be freed now
+ *   ql_execute(plan, &arguments, workspace, ql_ctx_stream(ctx));
+ *
+ *   w           x                  x_scale, w_scale                              y
+ *   U8, codes   F16, BF16          NONE, GROUP (bits 2, 3, 4, 8)                 F16, BF16, F32
+ *   U8, codes   I8, F8_E4M3        ROW, GROUP or ROW (bits 4)                    F16, BF16, F32
+ *   I8          I8, U8 with x_zero TENSOR or ROW, TENSOR or ROW                  F16, BF16, F32
+ *   I8          I8                 NONE, NONE                                    I32, exact (modulo 2^32)
+ *   F8_E4M3, F8_E5M2, each         TENSOR or ROW, TENSOR or ROW; BLOCK, BLOCK    F16, BF16, F32, F8_E4M3
+ *   F16, BF16, F32, x as w         NONE, NONE                                    F16, BF16, F32
+ *
+ * k: a multiple of 32 for codes, of 16 for values of 8 bits; at most 131072 for I8 with I8 and 65536 with U8, so that no sum
+ * of products leaves 32 bits (unless every product of the longest is (-128)^2).  n: any.  Any other combination is QL_UNSUPPORTED.
+ *
+ * Arithmetic.  Group scales multiply the exact integer code - zero.  I8: exact sums.  Everything else: sums in FP32 in an order
+ * fixed by the plan (FP8 on tensor cores: see ql_accumulation).  Then value = (sum * x_scale) * w_scale + bias in FP32, rounded
+ * once, to nearest even: beyond the range of F16 and BF16 becomes infinite, of F8_E4M3 becomes +-448. */
+
+typedef enum ql_scale_mode {
+    QL_SCALE_NONE,   /* values count as they are */
+    QL_SCALE_TENSOR, /* one */
+    QL_SCALE_ROW,    /* x: one per token; W: one per output */
+    QL_SCALE_GROUP,  /* W: one per output and `group` inputs */
+    QL_SCALE_BLOCK   /* x: one per token and 128 inputs; W: one per 128 outputs x 128 inputs */
+} ql_scale_mode;
+
+/* FP8 on tensor cores: partial sums are added to FP32 every 128 inputs, or never (about 14 bits of each partial sum remain). */
+typedef enum ql_accumulation { QL_PROMOTE, QL_FAST } ql_accumulation;
+
+/* Same bits for the same call; or also for a row of x in whatever batch it stands (one kernel, and one order of sums, for all m). */
+typedef enum ql_repeat { QL_SAME_CALL, QL_ANY_BATCH } ql_repeat;
+
+/* What is multiplied, not with which numbers.  Fields that do not matter for a combination are ignored unless stated. */
+typedef struct ql_product {
+    int64_t n, k;                   /* W [n][k], each 1 .. 2^31-1 */
+    int64_t m_max;                  /* most tokens of one execution, 1 .. 2^31-1 */
+    ql_dtype x, w, y;               /* w: U8 = codes of `bits` bits on a grid; else values */
+    int bits;                       /* 2, 3, 4, 8 where w is U8 */
+    ql_scale_mode x_scale, w_scale; /* */
+    int64_t group;                  /* QL_SCALE_GROUP: 32, 64, 128 or k; the last group may be shorter */
+    ql_dtype scale;  /* QL_SCALE_GROUP: F16 or BF16, the format that keeps the scales (and must hold them exactly) */
+    int zero_points; /* codes have zero points, else all are 2^(bits-1) */
+    int x_zero;      /* x is U8 with one zero point per token, in 0 .. 255 */
+    int ordered;     /* QL_SCALE_GROUP: inputs belong to groups through a permutation (act-order) */
+    int bias;        /* bias [1][n] F32; not with y I32 */
+    ql_accumulation accumulate;
+    ql_repeat repeat;
+} ql_product;
+
+/* How a product is computed on one device: immutable, shared by any number of threads and streams.  It does not outlive its context. */
+typedef struct ql_plan ql_plan;
+
+/* QL_UNSUPPORTED and a sentence that names the violated constraint where there is no such product. */
+QL_API ql_status ql_plan_make(ql_ctx *ctx, const ql_product *product, ql_plan **plan);
+QL_API void ql_plan_free(ql_plan *plan); /* NULL is allowed */
+
+QL_API const char *ql_plan_describe(const ql_plan *plan,
+                                    int64_t m);       /* the kernel that m tokens run through, "w4a16.sm80" */
+QL_API size_t ql_plan_workspace(const ql_plan *plan); /* bytes of workspace, whatever m */
+QL_API size_t ql_plan_packed(const ql_plan *plan);    /* bytes of the packed weight */
+
+/* The weight in canonical form, in the memory of the context. */
+typedef struct ql_weight {
+    ql_mat values; /* U8 [n][k], one code per byte; or `w` [n][k] */
+    ql_mat scale;  /* F32: TENSOR [1][1], ROW [1][n], GROUP [n][G], BLOCK [ceil(n/128)][ceil(k/128)]; absent for NONE */
+    ql_mat zero;   /* U8 [n][G] (ROW: G = 1) if `zero_points`, else absent */
+    ql_mat
+        order; /* I32 [1][k] if `ordered`: the group of each input; every group has `group` inputs, the last has the rest */
+} ql_weight;
+
+/* Writes the packed weight: it describes itself, depends on nothing but its input, and can be copied and stored as bytes.
+ * `packed`: ql_plan_packed bytes, 256-byte aligned.  QL_INVALID for a code of 2^bits or more, a scale that `scale` cannot hold,
+ * or groups of a wrong size.  These three wait for their result. */
+QL_API ql_status ql_pack_weight(ql_ctx *ctx, const ql_plan *plan, const ql_weight *weight, void *packed);
+/* The exact inverse, into matrices that the caller provides in `weight`. */
+QL_API ql_status ql_unpack_weight(ql_ctx *ctx, const ql_plan *plan, const void *packed, const ql_weight *weight);
+/* QL_FORMAT and one sentence if these bytes are damaged, QL_MISMATCH if they belong to another product. */
+QL_API ql_status ql_check_weight(ql_ctx *ctx, const ql_plan *plan, const void *packed);
+
+typedef struct ql_arguments {
+    ql_mat x;           /* [m][k], m in 0 .. m_max; rows begin on multiples of 16 bytes (dense: of the element) */
+    ql_mat x_scale;     /* F32: TENSOR [1][1], ROW [1][m], BLOCK [m][ceil(k/128)]; absent for NONE */
+    ql_mat x_zero;      /* I32 [1][m] if `x_zero`, else absent */
+    const void *weight; /* from ql_pack_weight, trusted: ql_check_weight is for bytes from elsewhere */
+    ql_mat bias;        /* F32 [1][n] if `bias`, else absent */
+    ql_mat y;           /* [m][n] */
+    ql_mat y_scale,
+        y_amax; /* y F8_E4M3: F32 [1][1] each; y = rounded(value / y_scale), y_amax (optional) = max |value| */
+} ql_arguments;
+
+/* Enqueues the product on `stream` (a cudaStream_t, never the default stream NULL; ignored on the CPU, where the product is
+ * complete on return).  Allocates nothing, waits for nothing, can be captured in a graph.  `workspace`: ql_plan_workspace bytes,
+ * 256-byte aligned, arbitrary contents, not shared with an execution that may run at the same time.  m = 0 writes nothing. */
+QL_API ql_status ql_execute(const ql_plan *plan, const ql_arguments *arguments, void *workspace, void *stream);
 
 #ifdef __cplusplus
 }

@@ -9,7 +9,7 @@ enum { PADDING = 3 }; /* columns: odd, so that rows do not stay aligned */
 
 static size_t view_bytes(ql_mat mat) { return (size_t)(mat.rows * mat.ld) * ql_dtype_size(mat.dtype); }
 
-static ql_mat poisoned_with(backend *b, ql_dtype dtype, int64_t rows, int64_t cols, int64_t ld) {
+ql_mat poisoned_with(backend *b, ql_dtype dtype, int64_t rows, int64_t cols, int64_t ld) {
     ql_mat mat = {NULL, dtype, rows, cols, ld};
     size_t bytes = view_bytes(mat);
     assert_true(b->n_host < (int)(sizeof b->host / sizeof *b->host));

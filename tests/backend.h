@@ -34,6 +34,7 @@ static inline int is_cpu(const backend *b) { return strcmp(b->device, "cpu") == 
 ql_mat poisoned(backend *b, ql_dtype dtype, int64_t rows, int64_t cols);
 /* The same without padding, for operands that must be dense, and vectors that tests index directly. */
 ql_mat poisoned_dense(backend *b, ql_dtype dtype, int64_t rows, int64_t cols);
+ql_mat poisoned_with(backend *b, ql_dtype dtype, int64_t rows, int64_t cols, int64_t ld);
 
 /* Host F32 matrices: standard normal values; the same with every 100th column a hundred times larger. */
 ql_mat normal(backend *b, int64_t rows, int64_t cols, uint64_t seed);

@@ -15,7 +15,10 @@ double ref_at(ql_mat mat, int64_t row, int64_t col) {
     case QL_BF16: return ql_bf16_to_f32(((const uint16_t *)mat.data)[i]);
     case QL_I32: return ((const int32_t *)mat.data)[i];
     case QL_U64: return (double)((const uint64_t *)mat.data)[i];
+    case QL_I8: return ((const int8_t *)mat.data)[i];
     case QL_U8: return ((const uint8_t *)mat.data)[i];
+    case QL_F8_E4M3: return ql_e4m3_to_f32(((const uint8_t *)mat.data)[i]);
+    case QL_F8_E5M2: return ql_e5m2_to_f32(((const uint8_t *)mat.data)[i]);
     default: abort();
     }
 }
@@ -29,7 +32,10 @@ void ref_put(ql_mat mat, int64_t row, int64_t col, double value) {
     case QL_BF16: ((uint16_t *)mat.data)[i] = ql_f32_to_bf16((float)value); break;
     case QL_I32: ((int32_t *)mat.data)[i] = (int32_t)value; break;
     case QL_U64: ((uint64_t *)mat.data)[i] = (uint64_t)value; break;
+    case QL_I8: ((int8_t *)mat.data)[i] = (int8_t)value; break;
     case QL_U8: ((uint8_t *)mat.data)[i] = (uint8_t)value; break;
+    case QL_F8_E4M3: ((uint8_t *)mat.data)[i] = ql_f32_to_e4m3((float)value); break;
+    case QL_F8_E5M2: ((uint8_t *)mat.data)[i] = ql_f32_to_e5m2((float)value); break;
     default: abort();
     }
 }

@@ -79,3 +79,9 @@ ql_status ql_cpu_sync(ql_ctx *ctx) {
     (void)ctx;
     return QL_OK;
 }
+
+ql_status ql_cpu_stream(const ql_ctx *ctx, void **stream) {
+    (void)ctx;
+    *stream = NULL;
+    return QL_OK;
+}

@@ -52,6 +52,11 @@ template <typename T> T atomicMin(T *to, T value) {
     *to = value < old ? value : old;
     return old;
 }
+template <typename T> T atomicMax(T *to, T value) {
+    T old = *to;
+    *to = value > old ? value : old;
+    return old;
+}
 inline int atomicCAS(int *to, int expected, int value) {
     int old = *to;
     if (old == expected) *to = value;
@@ -87,6 +92,7 @@ struct cudaDeviceProp {
     char name[256];
     int major, minor;
     size_t totalGlobalMem;
+    int multiProcessorCount;
 };
 struct cudaFuncAttributes {
     int binaryVersion;
@@ -110,6 +116,8 @@ cudaError_t cudaFree(void *data);
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemset(void *to, int value, size_t bytes);
 cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t stream);
 
