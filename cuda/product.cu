@@ -22,7 +22,8 @@ ql_status ql_cuda_plan(ql_ctx *ctx, ql_plan *plan) {
 }
 
 ql_status ql_cuda_enter(const ql_plan *plan, void *stream) {
-    if (!stream) return ql_fail(QL_INVALID, "execute: stream is NULL, the default stream; expected ql_ctx_stream or another");
+    if (!stream)
+        return ql_fail(QL_INVALID, "execute: stream is NULL, the default stream; expected ql_ctx_stream or another");
     CUDA_TRY(cudaSetDevice(plan->device));
     return QL_OK;
 }
@@ -80,8 +81,8 @@ static ql_status check_scales(ql_ctx *ctx, ql_cuda *gpu, ql_mat scale, ql_dtype 
     if (index < 0) return QL_OK;
     int64_t row = index / scale.cols, g = index % scale.cols;
     QL_TRY(ql_cuda_download(ctx, &value, (const float *)scale.data + row * scale.ld + g, sizeof value));
-    return ql_fail(QL_INVALID, "weight: scale: %.9g of row %lld, group %lld is not a %s", (double)value,
-                   (long long)row, (long long)g, ql_dtype_name(dtype));
+    return ql_fail(QL_INVALID, "weight: scale: %.9g of row %lld, group %lld is not a %s", (double)value, (long long)row,
+                   (long long)g, ql_dtype_name(dtype));
 }
 
 /* ---- packing --------------------------------------------------------------------------------------------------------------------- */

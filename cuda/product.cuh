@@ -40,8 +40,8 @@ static __device__ __forceinline__ float scale_at(ql_scale_mode mode, const float
 }
 
 /* The value of (m, n), from its sum. */
-static __device__ __forceinline__ float ql_finished(const ql_product *product, const ql_packed *p, const ql_arguments *a,
-                                                    int64_t m, int64_t n, float sum) {
+static __device__ __forceinline__ float ql_finished(const ql_product *product, const ql_packed *p,
+                                                    const ql_arguments *a, int64_t m, int64_t n, float sum) {
     float x_scale = scale_at(product->x_scale, (const float *)a->x_scale.data, m);
     float w_scale = scale_at(product->w_scale, section<float>(a->weight, p->scale), n);
     return ql_product_value(sum, x_scale, w_scale, a->bias.data ? ((const float *)a->bias.data)[n] : 0.0f);

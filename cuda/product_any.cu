@@ -102,7 +102,8 @@ static ql_status run(const ql_plan *plan, const ql_arguments *arguments, void *,
     int64_t blocks = ql_ceil_div(arguments->x.rows, ROWS) * ql_ceil_div(plan->product.n, COLS);
     if (ql_is_present(arguments->y_amax))
         CUDA_TRY(cudaMemsetAsync(arguments->y_amax.data, 0, sizeof(float), (cudaStream_t)stream));
-    if (ql_product_is_exact(&plan->product)) LAUNCH_ON((cudaStream_t)stream, any_kernel<uint32_t>, blocks, THREADS, job);
+    if (ql_product_is_exact(&plan->product))
+        LAUNCH_ON((cudaStream_t)stream, any_kernel<uint32_t>, blocks, THREADS, job);
     else LAUNCH_ON((cudaStream_t)stream, any_kernel<float>, blocks, THREADS, job);
     return QL_OK;
 }

@@ -193,8 +193,7 @@ static ql_status check_header(const ql_packed *found, const ql_packed *plan) {
         {"presence of an order", found->ordered, plan->ordered},
     };
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if (fields[i].found != fields[i].expected)
-            return differs(fields[i].name, fields[i].found, fields[i].expected);
+        if (fields[i].found != fields[i].expected) return differs(fields[i].name, fields[i].found, fields[i].expected);
     ql_packed rest = *found; /* offsets and size follow from the fields above */
     rest.checksum = plan->checksum;
     if (memcmp(&rest, plan, sizeof rest) == 0) return QL_OK;

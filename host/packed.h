@@ -25,7 +25,8 @@ typedef struct ql_packed {
     int64_t n, k, group;
     uint32_t bits, dtype, scale_mode, scale_dtype;
     uint32_t zero_points, sums_of_rows, ordered, reserved;
-    uint64_t bytes, values, scale, zero, sums, order; /* bytes of the whole, and where sections begin; 0: there is none */
+    uint64_t bytes, values, scale, zero, sums,
+        order; /* bytes of the whole, and where sections begin; 0: there is none */
     uint64_t checksum;
     uint8_t rest[256 - 128];
 } ql_packed;

@@ -35,7 +35,8 @@ static ql_status check_k(const ql_product *p, int64_t multiple, int64_t most) {
 }
 
 static ql_status check_x(const ql_product *p, bool fits, const char *expected) {
-    return fits ? QL_OK : UNSUPPORTED("x is %s, expected %s with w %s", ql_dtype_name(p->x), expected, ql_dtype_name(p->w));
+    return fits ? QL_OK
+                : UNSUPPORTED("x is %s, expected %s with w %s", ql_dtype_name(p->x), expected, ql_dtype_name(p->w));
 }
 
 static ql_status check_modes(const ql_product *p, bool fits, const char *expected) {
@@ -72,8 +73,7 @@ static ql_status check_codes(const ql_product *p) {
         return check_modes(p, p->x_scale == QL_SCALE_NONE && p->w_scale == QL_SCALE_GROUP, "NONE with GROUP");
     }
     if (p->bits != 4) return UNSUPPORTED("bits is %d, expected 4 with x %s", p->bits, ql_dtype_name(p->x));
-    return check_modes(p,
-                       p->x_scale == QL_SCALE_ROW && (p->w_scale == QL_SCALE_GROUP || p->w_scale == QL_SCALE_ROW),
+    return check_modes(p, p->x_scale == QL_SCALE_ROW && (p->w_scale == QL_SCALE_GROUP || p->w_scale == QL_SCALE_ROW),
                        "ROW with GROUP or ROW");
 }
 
@@ -86,8 +86,7 @@ static ql_status check_i8(const ql_product *p) {
     if (exact && p->bias) return UNSUPPORTED("y is I32 with a bias, expected none for exact sums");
     QL_TRY(check_y(p, exact, "F16, BF16, F32, or I32 without scales,"));
     if (exact) return check_modes(p, p->x_scale == QL_SCALE_NONE && p->w_scale == QL_SCALE_NONE, "NONE with NONE");
-    return check_modes(p, is_one_or_row(p->x_scale) && is_one_or_row(p->w_scale),
-                       "TENSOR or ROW with TENSOR or ROW");
+    return check_modes(p, is_one_or_row(p->x_scale) && is_one_or_row(p->w_scale), "TENSOR or ROW with TENSOR or ROW");
 }
 
 static ql_status check_f8(const ql_product *p) {

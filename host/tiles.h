@@ -17,9 +17,7 @@ QL_BOTH int64_t ql_tiles_bytes(int64_t n, int64_t k, int bits) {
 }
 
 /* Word of the packed codes at which a unit of a tile begins. */
-QL_BOTH int64_t ql_unit_word(int64_t tile, int unit, int bits) {
-    return (tile * QL_TILE_UNITS + unit) * bits;
-}
+QL_BOTH int64_t ql_unit_word(int64_t tile, int unit, int bits) { return (tile * QL_TILE_UNITS + unit) * bits; }
 
 /* Row and column, within the tile, of slot 0 .. 31 of unit 0 .. 127: lane unit % 32 of warp unit / 32 holds rows lane / 4 and + 8,
  * columns 2 (lane % 4) and + 1, + 8, + 9 of each of the four 16 x 16 fragments. */

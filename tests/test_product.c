@@ -40,7 +40,10 @@ static void fill_scales(ql_mat mat, uint64_t seed, int center, int octaves, ql_d
             uint64_t i = (uint64_t)(r * mat.cols + c);
             float x = (float)ldexp(1 + ql_random_uniform(seed, 2 * i),
                                    (int)(ql_random(seed, 2 * i + 1) % (uint64_t)(2 * octaves + 1)) - octaves + center);
-            ref_put(mat, r, c, dtype == QL_F16 ? ql_round_f16(x) : dtype == QL_BF16 ? ql_bf16_to_f32(ql_f32_to_bf16(x)) : x);
+            ref_put(mat, r, c,
+                    dtype == QL_F16    ? ql_round_f16(x)
+                    : dtype == QL_BF16 ? ql_bf16_to_f32(ql_f32_to_bf16(x))
+                                       : x);
         }
 }
 
@@ -78,7 +81,8 @@ static void make_weight(backend *b, operands *o) {
     w->values = poisoned(b, p->w, p->n, p->k);
     fill(w->values, seed_of(p->n, 1), p->w == QL_U8 ? INT64_C(1) << p->bits : 256);
     w->scale = scales_of(b, p->w_scale, p->n, p->k, p->group, 1);
-    fill_scales(w->scale, seed_of(p->n, 2), 0, octaves_of(p->w_scale), p->w_scale == QL_SCALE_GROUP ? p->scale : QL_F32);
+    fill_scales(w->scale, seed_of(p->n, 2), 0, octaves_of(p->w_scale),
+                p->w_scale == QL_SCALE_GROUP ? p->scale : QL_F32);
     if (p->zero_points) {
         w->zero = poisoned(b, QL_U8, p->n, groups);
         fill(w->zero, seed_of(p->n, 3), INT64_C(1) << p->bits);
@@ -153,8 +157,14 @@ static void *pack(backend *b, const ql_plan *plan, const operands *o) {
 }
 
 static ql_arguments arguments_of(backend *b, const operands *o, const void *packed) {
-    ql_arguments a = {on_device(b, o->x), on_device(b, o->x_scale), on_device(b, o->x_zero), packed,
-                      on_device(b, o->bias), {0}, {0}, {0}};
+    ql_arguments a = {on_device(b, o->x),
+                      on_device(b, o->x_scale),
+                      on_device(b, o->x_zero),
+                      packed,
+                      on_device(b, o->bias),
+                      {0},
+                      {0},
+                      {0}};
     a.y = upload(b, poisoned(b, o->p.y, o->m, o->p.n));
     return a;
 }
@@ -190,7 +200,8 @@ static void assert_unpacks(backend *b, const ql_plan *plan, const operands *o, c
     ql_weight host = {{0}, {0}, {0}, {0}}, device;
     ql_mat *to[] = {&host.values, &host.scale, &host.zero, &host.order};
     for (int i = 0; i < 4; i++)
-        if (ql_is_present(*from[i])) *to[i] = poisoned_with(b, from[i]->dtype, from[i]->rows, from[i]->cols, from[i]->ld);
+        if (ql_is_present(*from[i]))
+            *to[i] = poisoned_with(b, from[i]->dtype, from[i]->rows, from[i]->cols, from[i]->ld);
     device = weight_on_device(b, &host);
     assert_ok(ql_unpack_weight(b->ctx, plan, packed, &device));
     const ql_mat *back[] = {&device.values, &device.scale, &device.zero, &device.order};
@@ -223,8 +234,16 @@ static void check_product(backend *b, ql_product p, int64_t m) {
 /* ---- codes times halves ---------------------------------------------------------------------------------------------------------- */
 
 static ql_product w4a16(int64_t n, int64_t k, int64_t group) {
-    return (ql_product){.n = n, .k = k, .m_max = 300, .x = QL_BF16, .w = QL_U8, .y = QL_F32, .bits = 4,
-                        .w_scale = QL_SCALE_GROUP, .group = group, .scale = QL_BF16};
+    return (ql_product){.n = n,
+                        .k = k,
+                        .m_max = 300,
+                        .x = QL_BF16,
+                        .w = QL_U8,
+                        .y = QL_F32,
+                        .bits = 4,
+                        .w_scale = QL_SCALE_GROUP,
+                        .group = group,
+                        .scale = QL_BF16};
 }
 
 static void codes_every_width_and_type(void **state) {
@@ -265,7 +284,8 @@ static void codes_many_tokens(void **state) { check_product(*state, w4a16(300, 6
 /* ---- integers -------------------------------------------------------------------------------------------------------------------- */
 
 static ql_product w8a8(int64_t n, int64_t k, ql_scale_mode x_scale, ql_scale_mode w_scale, ql_dtype y) {
-    return (ql_product){.n = n, .k = k, .m_max = 40, .x = QL_I8, .w = QL_I8, .y = y, .x_scale = x_scale, .w_scale = w_scale};
+    return (ql_product){
+        .n = n, .k = k, .m_max = 40, .x = QL_I8, .w = QL_I8, .y = y, .x_scale = x_scale, .w_scale = w_scale};
 }
 
 static int32_t ordered_half(uint16_t h) { return h & 0x8000 ? -(int32_t)(h & 0x7fff) : h; }
@@ -358,7 +378,8 @@ static void codes_times_integers_within_one_step(void **state) {
 
 /* ---- FP8 ----------------------------------------------------------------------------------------------------------------------------- */
 
-static ql_product f8(int64_t n, int64_t k, ql_dtype x, ql_dtype w, ql_scale_mode x_scale, ql_scale_mode w_scale, ql_dtype y) {
+static ql_product f8(int64_t n, int64_t k, ql_dtype x, ql_dtype w, ql_scale_mode x_scale, ql_scale_mode w_scale,
+                     ql_dtype y) {
     return (ql_product){.n = n, .k = k, .m_max = 40, .x = x, .w = w, .y = y, .x_scale = x_scale, .w_scale = w_scale};
 }
 
@@ -379,7 +400,9 @@ static void f8_every_pair_and_scale(void **state) {
 static void f8_blocks_with_tails(void **state) {
     const int64_t n[] = {1, 127, 129, 300}, k[] = {16, 128, 144, 400};
     for (int i = 0; i < 4; i++)
-        check_product(*state, f8(n[i], k[i], QL_F8_E4M3, QL_F8_E4M3, QL_SCALE_BLOCK, QL_SCALE_BLOCK, i % 2 ? QL_BF16 : QL_F32), 4);
+        check_product(*state,
+                      f8(n[i], k[i], QL_F8_E4M3, QL_F8_E4M3, QL_SCALE_BLOCK, QL_SCALE_BLOCK, i % 2 ? QL_BF16 : QL_F32),
+                      4);
 }
 
 /* ---- dense ---------------------------------------------------------------------------------------------------------------------------- */
@@ -387,7 +410,12 @@ static void f8_blocks_with_tails(void **state) {
 static void dense_every_type(void **state) {
     const ql_dtype types[] = {QL_F32, QL_F16, QL_BF16};
     for (int i = 0; i < 18; i++) {
-        ql_product p = {.n = i < 9 ? 80 : 67, .k = i < 9 ? 192 : 37, .m_max = 40, .x = types[i % 3], .w = types[i % 3], .y = types[i / 3 % 3],
+        ql_product p = {.n = i < 9 ? 80 : 67,
+                        .k = i < 9 ? 192 : 37,
+                        .m_max = 40,
+                        .x = types[i % 3],
+                        .w = types[i % 3],
+                        .y = types[i / 3 % 3],
                         .bias = i % 2};
         check_product(*state, p, 6);
     }

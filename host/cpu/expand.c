@@ -68,8 +68,8 @@ static void load_grid(const ql_packed *p, const void *packed, int64_t n0, int64_
     const uint8_t *zero = (const uint8_t *)packed + p->zero;
     for (int r = 0; r < QL_TILE; r++) {
         out->scale[r] = p->scale_mode != QL_SCALE_GROUP ? 1
-                         : p->scale_dtype == QL_F16      ? ql_f16_to_f32(halves[at + r])
-                                                         : ql_bf16_to_f32(halves[at + r]);
+                        : p->scale_dtype == QL_F16      ? ql_f16_to_f32(halves[at + r])
+                                                        : ql_bf16_to_f32(halves[at + r]);
         out->zero[r] = p->zero ? zero[at + r] : 1 << (p->bits - 1);
     }
 }

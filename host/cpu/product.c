@@ -39,9 +39,7 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static int64_t tile_rows(int64_t m) { return least(m, TILE_ROWS); }
 
-static size_t thread_floats(int64_t rows) {
-    return (size_t)(rows * STEP + TILE_COLS * STEP + 2 * rows * TILE_COLS);
-}
+static size_t thread_floats(int64_t rows) { return (size_t)(rows * STEP + TILE_COLS * STEP + 2 * rows * TILE_COLS); }
 
 static size_t workspace(const ql_product *product, int64_t m, int threads) {
     (void)product;
@@ -94,8 +92,8 @@ static void finish_row(tile *t, int row, const float *w_scale) {
     float *value = t->sum + (int64_t)row * TILE_COLS;
     for (int c = 0; c < t->cols; c++) {
         float sum = ql_product_is_exact(p) ? (float)exact[c] : value[c];
-        value[c] = ql_product_value(sum, x_scale, scale_at(p->w_scale, w_scale, t->n0 + c),
-                                    bias ? bias[t->n0 + c] : 0.0f);
+        value[c] =
+            ql_product_value(sum, x_scale, scale_at(p->w_scale, w_scale, t->n0 + c), bias ? bias[t->n0 + c] : 0.0f);
         if (fabsf(value[c]) > t->largest) t->largest = fabsf(value[c]);
     }
 }
@@ -134,7 +132,8 @@ static void make_tile(tile *t) {
 
 static tile tile_at(const ql_plan *plan, const ql_arguments *arguments, int64_t m0, int64_t n0, float *buffers) {
     int64_t m = arguments->x.rows, rows = tile_rows(m);
-    tile t = {plan, arguments, m0, n0, (int)least(rows, m - m0), (int)least(TILE_COLS, plan->product.n - n0), 0, 0, 0, 0, 0};
+    tile t = {plan, arguments, m0, n0, (int)least(rows, m - m0), (int)least(TILE_COLS, plan->product.n - n0), 0,
+              0,    0,         0,  0};
     t.x = buffers, t.w = t.x + rows * STEP, t.sum = t.w + TILE_COLS * STEP;
     t.exact = (int32_t *)(t.sum + rows * TILE_COLS);
     return t;
