@@ -1,8 +1,8 @@
-/* A whole job: from a model directory to a quantized one, resumable at every layer.
+/* A whole job: from a model directory to one or more quantized ones (calib/part.h), resumable at every layer.
  *
- *   open the model, resolve what happens to each module, check disk and output directory, take the journal's lock
- *   rows are embedded once, then block after block:  committed -> replay forward    not yet -> quantize, commit
- *   committed layers -> the layout of the output, config.json last
+ *   open the model; for each output resolve what happens to each module, check its directory, take its journal's lock
+ *   rows are embedded once, then block after block:  committed -> replay forward    not yet -> quantize, commit, for each output
+ *   committed layers -> the layout of each output, config.json last
  */
 #ifndef CALIB_JOB_H
 #define CALIB_JOB_H
@@ -24,8 +24,10 @@ typedef struct quantize_request {
     progress_style progress;
 } quantize_request;
 
-/* *report: report.json as a document (json_decref), also when everything was complete already. */
-ql_status quantize_run(ql_ctx *ctx, const quantize_request *request, json_t **report);
+/* Makes several outputs in one pass over the model: requests[0..count-1] share model, rows or store, mode, resume and progress, and
+ * every one has its own directories.  With mode propagated, where the rows depend on the recipe, count is 1.
+ * reports[i]: report.json as a document (json_decref), also when that output was complete already; NULL after a failure. */
+ql_status quantize_run(ql_ctx *ctx, const quantize_request requests[], int count, json_t *reports[]);
 
 typedef struct calibrate_request {
     const char *model_dir, *tokens_path, *work_dir;

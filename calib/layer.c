@@ -223,7 +223,7 @@ static ql_status solve_block(engine *e, block *b, int64_t layer, const module_ru
 /* Scales move from the inputs into the weights first, if the recipe says so; captures hold moments then. */
 static ql_status smooth_and_solve(engine *e, block *b, int64_t layer, const module_rule *rules, capture *captures,
                                   layer_result *result) {
-    if (e->recipe->smoothing != SMOOTHING_NONE) {
+    if (captures && e->recipe->smoothing != SMOOTHING_NONE) {
         stats_site moments[SITES];
         smoothing s;
         show(e, layer, "smoothing");
@@ -301,13 +301,6 @@ static ql_status block_at_once(engine *e, block *b, int64_t layer, const module_
     return layer + 1 < e->model->config.layers ? forward_all(e, &e->data->rows, b, layer) : QL_OK;
 }
 
-static ql_status full_precision(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
-    capture captures[SITES];
-    int moments = e->recipe->smoothing != SMOOTHING_NONE ? STATS_MOMENTS : 0;
-    QL_TRY(collect_block(e, b, layer, STATS_HESSIAN | moments, captures, NULL));
-    return smooth_and_solve(e, b, layer, rules, captures, result);
-}
-
 static ql_status upload_stats(engine *e, int64_t layer, ql_arena *host, capture *captures) {
     stats_layer stats;
     char *path;
@@ -322,14 +315,13 @@ static ql_status upload_stats(engine *e, int64_t layer, ql_arena *host, capture 
 }
 
 /* The host's copy goes back before anything is solved. */
-static ql_status from_store(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
-    capture captures[SITES];
+static ql_status from_store(engine *e, int64_t layer, capture *captures) {
     ql_arena *host;
     phases_enter(&e->phases, PHASE_READ, 0);
     QL_TRY(ql_arena_open(NULL, &host));
     ql_status status = upload_stats(e, layer, host, captures);
     ql_arena_close(host);
-    return status == QL_OK ? smooth_and_solve(e, b, layer, rules, captures, result) : status;
+    return status;
 }
 
 static ql_status load_block(engine *e, int64_t layer, block *b) {
@@ -338,20 +330,39 @@ static ql_status load_block(engine *e, int64_t layer, block *b) {
     return model_load_block(e->model, layer, e->weights, b);
 }
 
-ql_status layer_quantize(engine *e, int64_t layer, const module_rule *rules, layer_result *result) {
-    block b;
-    *result = (layer_result){.layer = layer};
-    ql_mark mark = ql_arena_mark(e->scratch);
-    QL_TRY(load_block(e, layer, &b));
+ql_status layer_begin(engine *e, int64_t layer, layer_step *step) {
+    *step = (layer_step){.layer = layer, .mark = ql_arena_mark(e->scratch)};
+    QL_TRY(load_block(e, layer, &step->block));
+    step->with_data = e->stats_dir || (e->data && e->mode == STATISTICS_FP);
+    if (e->stats_dir) return from_store(e, layer, step->captures);
+    if (!step->with_data) return QL_OK;
+    return collect_block(e, &step->block, layer, STATS_HESSIAN | (e->with_moments ? STATS_MOMENTS : 0), step->captures,
+                         NULL);
+}
+
+/* The step stays as it is: what one recipe does to the block, the next must not see. */
+static ql_status solve_copy(engine *e, const layer_step *step, const module_rule *rules, layer_result *result) {
+    block copy = step->block;
+    capture captures[SITES];
+    memcpy(captures, step->captures, sizeof captures);
+    return smooth_and_solve(e, &copy, step->layer, rules, step->with_data ? captures : NULL, result);
+}
+
+ql_status layer_solve(engine *e, layer_step *step, const module_rule *rules, layer_result *result) {
+    ql_mark mark = ql_arena_mark(e->scratch), weights = ql_arena_mark(e->weights);
+    *result = (layer_result){.layer = step->layer};
     ql_status status;
-    if (e->stats_dir) status = from_store(e, &b, layer, rules, result);
-    else if (!e->data) status = solve_block(e, &b, layer, rules, NULL, result);
-    else if (e->mode == STATISTICS_FP) status = full_precision(e, &b, layer, rules, result);
-    else if (e->recipe->sequential) status = sequential(e, &b, layer, rules, result);
-    else status = block_at_once(e, &b, layer, rules, result);
+    if (step->with_data || !e->data) status = solve_copy(e, step, rules, result);
+    else if (e->recipe->sequential) status = sequential(e, &step->block, step->layer, rules, result);
+    else status = block_at_once(e, &step->block, step->layer, rules, result);
+    ql_arena_release(e->weights, weights);
     ql_arena_release(e->scratch, mark);
-    phases_enter(&e->phases, PHASE_OTHER, 0);
     return status;
+}
+
+void layer_end(engine *e, const layer_step *step) {
+    ql_arena_release(e->scratch, step->mark);
+    phases_enter(&e->phases, PHASE_OTHER, 0);
 }
 
 ql_status layer_replay(engine *e, const layer_result *result) {

@@ -23,6 +23,7 @@ typedef struct engine {
     statistics_mode mode;
     dataset *data;         /* NULL: no rows (nearest rounding, or statistics from a store) */
     const char *stats_dir; /* NULL: no store */
+    bool with_moments;     /* full-precision statistics: moments besides Hessians, for smoothing */
     forward forward;
     ql_arena *weights, *scratch; /* device: the block; everything else that lives as long as one block */
     ql_arena *host;              /* results of one block */
@@ -44,8 +45,21 @@ typedef struct layer_result {
     float *folded[FOLDED]; /* 16-bit tensors that smoothing changed; NULL: as in the source */
 } layer_result;
 
-/* Loads the block and quantizes its modules by rules[LINEARS]; rows go on to the next block unless it is the last. */
-ql_status layer_quantize(engine *e, int64_t layer, const module_rule *rules, layer_result *result);
+/* One block between reading and the next: its weights, and full-precision statistics where the mode has them. */
+typedef struct layer_step {
+    int64_t layer;
+    block block;
+    capture captures[SITES];
+    bool with_data; /* captures are filled */
+    ql_mark mark;
+} layer_step;
+
+/* Loads the block and, for full-precision statistics, collects or reads them; then rows have gone on already. */
+ql_status layer_begin(engine *e, int64_t layer, layer_step *step);
+/* Quantizes its modules by rules[LINEARS] and e->recipe; any number of times, once with propagated statistics, where rows go on to
+ * the next block unless it is the last. */
+ql_status layer_solve(engine *e, layer_step *step, const module_rule *rules, layer_result *result);
+void layer_end(engine *e, const layer_step *step);
 
 /* For a layer committed earlier: rows go through it as they did when it was made. */
 ql_status layer_replay(engine *e, const layer_result *result);

@@ -69,7 +69,7 @@ static void run_job(ql_ctx *ctx, const char *model_dir, const char *tokens, doub
                                 .shard_size = 5000000000u};
     recipe_defaults(&request.recipe);
     need(recipe_check(&request.recipe));
-    need(quantize_run(ctx, &request, &report));
+    need(quantize_run(ctx, &request, 1, &report));
     json_array_foreach(json_object_get(json_object_get(report, "environment"), "phases"), i, spent) {
         seconds[i] += json_number_value(json_object_get(spent, "seconds"));
         flops[i] += json_number_value(json_object_get(spent, "flops"));

@@ -169,7 +169,7 @@ static void packed_weights_decode_as_from_scratch(void **state) {
         r.recipe.base.bits = bits[i];
         r.recipe.base.group = 32;
         assert_ok(recipe_check(&r.recipe));
-        assert_ok(quantize_run(p.ctx, &r, &report));
+        assert_ok(quantize_run(p.ctx, &r, 1, &report));
         json_decref(report);
         check_directory(&p, p.quantized, 3, COUNT);
         assert_ok(ql_dir_remove(p.quantized));

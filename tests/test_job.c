@@ -66,7 +66,7 @@ static json_t *quantize(place *p, quantize_request *r) {
     json_t *report;
     verify_result found;
     assert_ok(recipe_check(&r->recipe));
-    assert_ok(quantize_run(p->ctx, r, &report));
+    assert_ok(quantize_run(p->ctx, r, 1, &report));
     const char *base =
         r->recipe.smoothing == SMOOTHING_NONE ? p->model : NULL; /* smoothed weights are others than the base's */
     assert_ok(verify_directory(r->out_dir, base, p->arena, &found));
@@ -137,6 +137,50 @@ static void smoothed_models_are_read_back(void **state) {
     }
 }
 
+static void assert_same_weights(const place *p, const char *a, const char *b) {
+    char paths[2][MAKE_PATH + 64];
+    unsigned char sums[2][32];
+    snprintf(paths[0], sizeof paths[0], "%s/%s/model.safetensors", p->dir, a);
+    snprintf(paths[1], sizeof paths[1], "%s/%s/model.safetensors", p->dir, b);
+    for (int i = 0; i < 2; i++) assert_ok(ql_file_sha256(paths[i], sums[i]));
+    assert_memory_equal(sums[0], sums[1], sizeof sums[0]);
+}
+
+/* Three recipes in one pass: the bytes that each gives alone; interrupted after one of them has got ahead, too. */
+static void outputs_of_one_pass_are_those_of_their_own(void **state) {
+    (void)state;
+    enum { PARTS = 3 };
+    make_model m = make_tiny(ARCH_QWEN2);
+    place p = open_place(&m);
+    quantize_request alone[PARTS], together[PARTS];
+    char dirs[4 * PARTS][MAKE_PATH + 16];
+    json_t *reports[PARTS];
+    for (int i = 0; i < PARTS; i++) {
+        quantize_request r = request_of(&p, i == 1 ? 3 : 4);
+        r.mode = STATISTICS_FP;
+        r.resume = true;
+        r.recipe.smoothing = i == 2 ? SMOOTHING_AWQ : SMOOTHING_NONE;
+        assert_ok(recipe_check(&r.recipe));
+        for (int d = 0; d < 4; d++) snprintf(dirs[4 * i + d], sizeof dirs[0], "%s/%d-%d", p.dir, i, d);
+        alone[i] = together[i] = r;
+        alone[i].out_dir = dirs[4 * i], alone[i].work_dir = dirs[4 * i + 1];
+        together[i].out_dir = dirs[4 * i + 2], together[i].work_dir = dirs[4 * i + 3];
+        assert_ok(quantize_run(p.ctx, &alone[i], 1, &reports[i]));
+        json_decref(reports[i]);
+    }
+    assert_ok(quantize_run(p.ctx, together, 1, reports)); /* the first is complete before the others begin */
+    json_decref(reports[0]);
+    assert_ok(quantize_run(p.ctx, together, PARTS, reports));
+    for (int i = 0; i < PARTS; i++) {
+        char a[16], b[16];
+        snprintf(a, sizeof a, "%d-0", i);
+        snprintf(b, sizeof b, "%d-2", i);
+        assert_same_weights(&p, a, b);
+        json_decref(reports[i]);
+    }
+    close_place(&p);
+}
+
 /* A dense output is the dequantized result: the same KL as the packed one but for the rounding of weights to BF16. */
 static void dense_output_holds_the_same_model(void **state) {
     (void)state;
@@ -149,7 +193,7 @@ static void dense_output_holds_the_same_model(void **state) {
     assert_ok(ql_dir_remove(p.work));
     r.format = OUTPUT_DENSE;
     json_t *report;
-    assert_ok(quantize_run(p.ctx, &r, &report));
+    assert_ok(quantize_run(p.ctx, &r, 1, &report));
     json_decref(report);
     double dense = kl_of(&p, p.out);
     if (!(fabs(dense / packed - 1) < 0.05)) fail_msg("packed %g, dense %g", packed, dense);
@@ -226,6 +270,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_architecture_is_quantized_and_read_back),
         cmocka_unit_test(smoothed_models_are_read_back),
+        cmocka_unit_test(outputs_of_one_pass_are_those_of_their_own),
         cmocka_unit_test(dense_output_holds_the_same_model),
         cmocka_unit_test(report_counts_every_module),
         cmocka_unit_test(committed_layer_reads_back),

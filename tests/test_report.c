@@ -113,12 +113,12 @@ static void check_sizes(const char *text, output_format format, uint64_t shard_s
     plan p = plan_of(&job);
     /* The layers' files go when the output is whole: a job that cannot write its output leaves them. */
     job.out_dir = "/proc/none/out";
-    assert_int_not_equal(quantize_run(ctx, &job, &report), QL_OK);
+    assert_int_not_equal(quantize_run(ctx, &job, 1, &report), QL_OK);
     uint64_t committed = weights_in(work);
     assert_true(committed > 0);
     job.out_dir = out;
     assert_ok(ql_dir_remove(work));
-    assert_ok(quantize_run(ctx, &job, &report));
+    assert_ok(quantize_run(ctx, &job, 1, &report));
     assert_int_equal(json_integer_value(json_object_get(report, "output_bytes")), p.output_bytes);
     assert_int_equal(weights_in(out) + committed, p.disk_bytes);
     json_decref(report);
@@ -160,7 +160,7 @@ static void report_is_documented_and_repeats(void **state) {
     char *text;
     size_t size;
     assert_ok(ql_file_load("calib/report.h", 1 << 20, arena, &text, &size));
-    assert_ok(quantize_run(ctx, &job, &first));
+    assert_ok(quantize_run(ctx, &job, 1, &first));
     check_documented(first, text);
     static const char *const needed[] = {
         "version",         "job",          "model",        "format",          "statistics",
@@ -175,7 +175,7 @@ static void report_is_documented_and_repeats(void **state) {
     assert_int_equal(json_integer_value(json_object_get(first, "tokens")), 128);
     assert_ok(ql_dir_remove(out));
     assert_ok(ql_dir_remove(work));
-    assert_ok(quantize_run(ctx, &job, &second));
+    assert_ok(quantize_run(ctx, &job, 1, &second));
     json_object_del(first, "environment");
     json_object_del(second, "environment");
     assert_true(json_equal(first, second));

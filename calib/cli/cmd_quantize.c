@@ -76,7 +76,7 @@ static ql_status run(const cli *args) {
     QL_TRY(ql_arena_open(NULL, &arena));
     ql_status status = parse(args, arena, &request);
     if (status == QL_OK) status = cli_open_ctx(args, &ctx);
-    if (status == QL_OK) status = quantize_run(ctx, &request, &report);
+    if (status == QL_OK) status = quantize_run(ctx, &request, 1, &report);
     if (status == QL_OK && cli_has(args, "json")) {
         json_dumpf(report, stdout, JSON_INDENT(2));
         putchar('\n');
