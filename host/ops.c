@@ -7,6 +7,7 @@
 #include "host/grid.h"
 #include "host/mat.h"
 #include "host/status.h"
+#include "host/values.h"
 
 /* ---- checks ------------------------------------------------------------------------------------------------------------ */
 
@@ -223,6 +224,56 @@ ql_status ql_dequantize(ql_ctx *ctx, ql_mat codes, const ql_grid *grid, ql_mat w
     QL_TRY(check_grid("dequantize: grid", grid, codes.rows, codes.cols));
     QL_TRY(check_mat("dequantize: w", w, QL_F32, codes.rows, codes.cols));
     return w.rows && w.cols ? ctx->ops->dequantize(ctx, codes, grid, w) : QL_OK;
+}
+
+/* Scales, or zero points, of values [rows][cols]. */
+static ql_status check_tiles(const char *name, const ql_values *values, ql_mat mat, ql_dtype dtype) {
+    int64_t rows = values->codes.rows, cols = values->codes.cols;
+    switch (values->mode) {
+    case QL_SCALE_TENSOR: return check_mat(name, mat, dtype, 1, 1);
+    case QL_SCALE_ROW: return check_mat(name, mat, dtype, 1, rows);
+    case QL_SCALE_GROUP: return check_mat(name, mat, dtype, rows, ql_groups(cols, values->group));
+    default: return check_mat(name, mat, dtype, ql_groups(rows, QL_BLOCK), ql_groups(cols, QL_BLOCK));
+    }
+}
+
+static bool is_byte_value(ql_dtype dtype) {
+    return dtype == QL_I8 || dtype == QL_U8 || dtype == QL_F8_E4M3 || dtype == QL_F8_E5M2;
+}
+
+static ql_status check_values(const char *name, ql_mat x, const ql_values *values) {
+    QL_TRY(check_float(name, x));
+    if (x.dtype == QL_F64) return ql_fail(QL_INVALID, "%s: is F64, expected F32, F16 or BF16", name);
+    QL_TRY(check_host(name, values));
+    if (!is_byte_value(values->codes.dtype))
+        return ql_fail(QL_INVALID, "%s: codes are %s, expected I8, U8, F8_E4M3 or F8_E5M2", name,
+                       ql_dtype_name(values->codes.dtype));
+    if (values->mode < QL_SCALE_TENSOR || values->mode > QL_SCALE_BLOCK)
+        return ql_fail(QL_INVALID, "%s: scale mode %d, expected one per tensor, row, group or block", name,
+                       (int)values->mode);
+    if (values->mode == QL_SCALE_GROUP && (values->group < 1 || values->group > INT32_MAX))
+        return ql_fail(QL_INVALID, "%s: group %lld, expected 1 .. 2^31-1", name, (long long)values->group);
+    QL_TRY(ql_context(check_mat("codes", values->codes, values->codes.dtype, x.rows, x.cols), "%s", name));
+    QL_TRY(ql_context(check_tiles("scale", values, values->scale, QL_F32), "%s", name));
+    if (values->codes.dtype == QL_U8) return ql_context(check_tiles("zero", values, values->zero, QL_I32), "%s", name);
+    return ql_is_present(values->zero)
+               ? ql_fail(QL_INVALID, "%s: %s has no zero points", name, ql_dtype_name(values->codes.dtype))
+               : QL_OK;
+}
+
+ql_status ql_quantize_dynamic(ql_ctx *ctx, ql_mat x, const ql_values *values) {
+    QL_TRY(check_values("quantize_dynamic: x", x, values));
+    return x.rows && x.cols ? ctx->ops->quantize_dynamic(ctx, x, values) : QL_OK;
+}
+
+ql_status ql_quantize_static(ql_ctx *ctx, ql_mat x, const ql_values *values) {
+    QL_TRY(check_values("quantize_static: x", x, values));
+    return x.rows && x.cols ? ctx->ops->quantize_static(ctx, x, values) : QL_OK;
+}
+
+ql_status ql_dequantize_values(ql_ctx *ctx, const ql_values *values, ql_mat x) {
+    QL_TRY(check_values("dequantize_values: x", x, values));
+    return x.rows && x.cols ? ctx->ops->dequantize_values(ctx, values, x) : QL_OK;
 }
 
 ql_status ql_pack(ql_ctx *ctx, ql_mat codes, int bits, ql_mat words) {

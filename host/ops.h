@@ -27,6 +27,9 @@
     X(abs_hist, (ql_ctx * ctx, ql_mat x, ql_mat count))                                                                \
     X(quantize, (ql_ctx * ctx, ql_mat w, const ql_grid *grid, ql_mat codes))                                           \
     X(dequantize, (ql_ctx * ctx, ql_mat codes, const ql_grid *grid, ql_mat w))                                         \
+    X(quantize_dynamic, (ql_ctx * ctx, ql_mat x, const ql_values *values))                                             \
+    X(quantize_static, (ql_ctx * ctx, ql_mat x, const ql_values *values))                                              \
+    X(dequantize_values, (ql_ctx * ctx, const ql_values *values, ql_mat x))                                            \
     X(pack, (ql_ctx * ctx, ql_mat codes, int bits, ql_mat words))                                                      \
     X(unpack, (ql_ctx * ctx, ql_mat words, int bits, ql_mat codes))                                                    \
     X(grid_search, (ql_ctx * ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid))               \

@@ -117,6 +117,15 @@ typedef struct ql_grid {
     ql_mat g_idx;  /* I32 [1][k], group of each input; absent: input i belongs to group i / group */
 } ql_grid;
 
+/* What one scale belongs to. */
+typedef enum ql_scale_mode {
+    QL_SCALE_NONE,   /* values count as they are */
+    QL_SCALE_TENSOR, /* one */
+    QL_SCALE_ROW,    /* x: one per token; W: one per output */
+    QL_SCALE_GROUP,  /* W: one per output and `group` inputs */
+    QL_SCALE_BLOCK   /* x: one per token and 128 inputs; W: one per 128 outputs x 128 inputs */
+} ql_scale_mode;
+
 /* A quantized weight as the products read it.  Row n of `codes` is one little-endian stream of k codes of `bits` bits:
  * code i occupies bits [i*bits, (i+1)*bits), so for 3 bits codes cross word borders.  The stream is padded to a whole word. */
 typedef struct ql_qweight {
@@ -219,6 +228,37 @@ QL_API ql_status ql_quantize(ql_ctx *ctx, ql_mat w, const ql_grid *grid, ql_mat 
 /* w = scale * (code - zero).   codes [n][k] U8, w [n][k] F32. */
 QL_API ql_status ql_dequantize(ql_ctx *ctx, ql_mat codes, const ql_grid *grid, ql_mat w);
 
+/* A matrix with one byte per value, as the products of eight bits read it: value = scale * code, for U8 scale * (code - zero).
+ * One scale, and for U8 one zero point, for every tile of values:
+ *   QL_SCALE_TENSOR  all values                      scale [1][1]
+ *   QL_SCALE_ROW     a row                           [1][rows]
+ *   QL_SCALE_GROUP   `group` neighbours in a row     [rows][ceil(cols / group)]; 128 is what goes with weights in blocks
+ *   QL_SCALE_BLOCK   128 x 128 values                [ceil(rows / 128)][ceil(cols / 128)]
+ * Tiles at the edges may be smaller. */
+typedef struct ql_values {
+    ql_mat codes; /* I8, U8, F8_E4M3 or F8_E5M2 [rows][cols] */
+    ql_scale_mode mode;
+    int64_t group; /* of QL_SCALE_GROUP */
+    ql_mat scale;  /* F32 */
+    ql_mat zero;   /* I32, shaped like scale; present for U8 alone */
+} ql_values;
+
+/* Chooses the scale of every tile from its values and rounds them: writes codes, scale and zero of `values`.
+ *   I8, F8  scale = max |x| / 127, 448 (E4M3), 57344 (E5M2).   U8  scale = (max - min) / 255, zero = round(-min / scale), with
+ *   max and min of the values and 0.
+ * No scale is below 2^-126, so zeros and subnormals are rounded like all values.  A tile with a NaN or an infinity gets the scale
+ * NaN: what is computed from it is NaN.   x [rows][cols] F32, F16 or BF16. */
+QL_API ql_status ql_quantize_dynamic(ql_ctx *ctx, ql_mat x, const ql_values *values);
+
+/* Rounds with given scales and zero points, which must be positive and finite, and 0 .. 255; writes the codes.
+ *   I8  round(x / scale), at most 127 in magnitude (-128 is not used)    U8  round(x / scale) + zero, in 0 .. 255
+ *   F8  x / scale to the nearest value; beyond the largest one, also infinities, becomes the largest one
+ * Quotients are rounded to F32, then ties go to even.  NaN becomes the NaN of F8, and the code of 0 in integers. */
+QL_API ql_status ql_quantize_static(ql_ctx *ctx, ql_mat x, const ql_values *values);
+
+/* x = scale * (code - zero), rounded once.   x [rows][cols] F32, F16 or BF16. */
+QL_API ql_status ql_dequantize_values(ql_ctx *ctx, const ql_values *values, ql_mat x);
+
 /* Codes, one per byte, to the stream of ql_qweight and back: exact inverses.  codes [n][k] U8, every code below 2^bits
  * (QL_INVALID otherwise: a code too large would damage its neighbours); words [n][ceil(k * bits / 32)] I32. */
 QL_API ql_status ql_pack(ql_ctx *ctx, ql_mat codes, int bits, ql_mat words);
@@ -316,14 +356,6 @@ QL_API ql_status ql_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_
  * Arithmetic.  Group scales multiply the exact integer code - zero.  I8: exact sums.  Everything else: sums in FP32 in an order
  * fixed by the plan (FP8 on tensor cores: see ql_accumulation).  Then value = (sum * x_scale) * w_scale + bias in FP32, rounded
  * once, to nearest even: beyond the range of F16 and BF16 becomes infinite, of F8_E4M3 becomes +-448. */
-
-typedef enum ql_scale_mode {
-    QL_SCALE_NONE,   /* values count as they are */
-    QL_SCALE_TENSOR, /* one */
-    QL_SCALE_ROW,    /* x: one per token; W: one per output */
-    QL_SCALE_GROUP,  /* W: one per output and `group` inputs */
-    QL_SCALE_BLOCK   /* x: one per token and 128 inputs; W: one per 128 outputs x 128 inputs */
-} ql_scale_mode;
 
 /* FP8 on tensor cores: partial sums are added to FP32 every 128 inputs, or never (about 14 bits of each partial sum remain). */
 typedef enum ql_accumulation { QL_PROMOTE, QL_FAST } ql_accumulation;
