@@ -101,22 +101,31 @@ ql_status ql_cuda_blas_fault(cublasStatus_t status, const char *call);
     } while (0)
 
 #ifndef LAUNCH_KERNEL /* tests/emulated_cuda brings its own */
-#define LAUNCH_KERNEL(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
+#define LAUNCH_KERNEL(kernel, blocks, threads, shared, stream, ...)                                                    \
+    kernel<<<blocks, threads, shared, stream>>>(__VA_ARGS__)
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #endif
 
-/* A grid is one-dimensional; an empty one is legal here, CUDA refuses it. */
-#define LAUNCH(gpu, kernel, blocks, threads, ...) LAUNCH_ON((gpu)->stream, kernel, blocks, threads, __VA_ARGS__)
-#define LAUNCH_ON(stream, kernel, blocks, threads, ...)                                                                \
+/* A grid is one-dimensional; an empty one is legal here, CUDA refuses it.  `shared` bytes of dynamic shared memory are what
+ * DYNAMIC_SHARED(name) declares in the kernel; more than 48 KiB must be asked for. */
+#define LAUNCH_SHARED(stream, kernel, blocks, threads, shared, ...)                                                    \
     do {                                                                                                               \
         int64_t launch_blocks = (blocks);                                                                              \
+        size_t launch_shared = (shared);                                                                               \
         if (launch_blocks > INT32_MAX)                                                                                 \
             return ql_fail(QL_UNSUPPORTED, "%s: %lld blocks, a CUDA grid has at most %d", #kernel,                     \
                            (long long)launch_blocks, INT32_MAX);                                                       \
+        if (launch_shared > 48 << 10)                                                                                  \
+            CUDA_TRY_AS(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)launch_shared), \
+                        #kernel);                                                                                      \
         if (launch_blocks > 0) {                                                                                       \
-            LAUNCH_KERNEL(kernel, (unsigned)launch_blocks, threads, stream, __VA_ARGS__);                              \
+            LAUNCH_KERNEL(kernel, (unsigned)launch_blocks, threads, launch_shared, stream, __VA_ARGS__);               \
             CUDA_TRY_AS(cudaGetLastError(), #kernel);                                                                  \
         }                                                                                                              \
     } while (0)
+
+#define LAUNCH_ON(stream, kernel, blocks, threads, ...) LAUNCH_SHARED(stream, kernel, blocks, threads, 0, __VA_ARGS__)
+#define LAUNCH(gpu, kernel, blocks, threads, ...) LAUNCH_ON((gpu)->stream, kernel, blocks, threads, __VA_ARGS__)
 
 /* ---- device functions -------------------------------------------------------------------------------------------------- */
 

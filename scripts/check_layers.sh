@@ -9,7 +9,7 @@ declare -A allowed=(
     [cuda]='(host/(qalib|ops|mem|mat|num|index|grid|rng|status|packed|product|tiles|values)|cuda/[a-z0-9_]+)\.(h|cuh)'
     [formats]='(host|formats)/'
     [calib]='(host|formats|calib)/'
-    [tests]='(host|formats|calib|tests)/'
+    [tests]='(host|formats|calib|tests)/|cuda/[a-z0-9_]+\.cuh'
     [perf]='(host|formats|calib|perf)/'
 )
 bad=0

@@ -21,26 +21,73 @@
 #define __host__
 #define __forceinline__ inline
 #define __shared__ static /* blocks run one after the other */
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __launch_bounds__(...)
+
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
 
 struct emulated_index {
     unsigned x;
 };
 extern emulated_index threadIdx, blockIdx, blockDim, gridDim;
 
+enum { EMULATED_THREADS = 1024 /* of a block */, EMULATED_POISON = 0xff /* NaN as a float, -1 as an integer */ };
+[[noreturn]] void emulated_stop(const char *what);
+/* Gives way to the other threads; a block in which no thread makes progress is reported. */
+void emulated_yield();
+void emulated_progress();
+
 void __syncthreads();
-/* Every lane of the warp leaves `bytes` bytes and takes those of lane `from`. */
-void emulated_shuffle(const void *mine, void *other, size_t bytes, unsigned from);
+/* Barrier 1 .. 15 of `threads` threads; who only arrives does not wait. */
+void emulated_meet(int id, int threads, bool wait);
+
+/* Every lane of the warp leaves `bytes` bytes, then all read what all have left; released together as well. */
+struct alignas(16) emulated_slot {
+    unsigned char bytes[64];
+};
+const emulated_slot *emulated_gather(const void *mine, size_t bytes);
+void emulated_release();
+inline void __syncwarp(unsigned = 0xffffffffu) {
+    emulated_gather(NULL, 0);
+    emulated_release();
+}
 
 template <typename T> T __shfl_sync(unsigned, T value, int lane) {
-    T other;
-    emulated_shuffle(&value, &other, sizeof value, (unsigned)lane % 32);
-    return other;
+    memcpy(&value, &emulated_gather(&value, sizeof value)[lane & 31], sizeof value);
+    emulated_release();
+    return value;
 }
-template <typename T> T __shfl_xor_sync(unsigned, T value, int mask) {
-    T other;
-    emulated_shuffle(&value, &other, sizeof value, threadIdx.x % 32 ^ (unsigned)mask);
-    return other;
+template <typename T> T __shfl_xor_sync(unsigned mask, T value, int bits) {
+    return __shfl_sync(mask, value, (int)(threadIdx.x % 32) ^ bits);
 }
+/* Lanes whose partner would be beyond the warp keep their own value. */
+template <typename T> T __shfl_down_sync(unsigned mask, T value, unsigned by) {
+    unsigned lane = threadIdx.x % 32;
+    return __shfl_sync(mask, value, (int)(lane + by < 32 ? lane + by : lane));
+}
+template <typename T> T __shfl_up_sync(unsigned mask, T value, unsigned by) {
+    unsigned lane = threadIdx.x % 32;
+    return __shfl_sync(mask, value, (int)(lane >= by ? lane - by : lane));
+}
+inline unsigned __ballot_sync(unsigned, int predicate) {
+    unsigned votes = 0;
+    const emulated_slot *slots = emulated_gather(&predicate, sizeof predicate);
+    for (int lane = 0; lane < 32; lane++) {
+        int vote;
+        memcpy(&vote, &slots[lane], sizeof vote);
+        votes |= (unsigned)(vote != 0) << lane;
+    }
+    emulated_release();
+    return votes;
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
+inline void __threadfence() {}
 
 template <typename T> T atomicAdd(T *to, T value) {
     T old = *to;
@@ -63,15 +110,37 @@ inline int atomicCAS(int *to, int expected, int value) {
     return old;
 }
 
-/* The seam: cuda/device.cuh launches through this name. */
-void emulated_launch(unsigned blocks, unsigned threads, const std::function<void()> &thread);
-#define LAUNCH_KERNEL(kernel, blocks, threads, stream, ...)                                                            \
-    ((void)(stream), emulated_launch(blocks, threads, [&] { kernel(__VA_ARGS__); }))
+/* ---- what goes on behind the program's back (cuda/ptx.cuh, cuda/wgmma.cuh) ------------------------------------------------- */
+
+/* cp.async: a thread's copies, in groups; the bytes move when the thread waits for their group. */
+void emulated_copy(void *to, const void *from, int bytes);
+void emulated_commit_copies();
+void emulated_wait_copies(int open);
+
+/* mbarrier.  `work` that will count `bytes` at a barrier is done when a thread waits there. */
+void emulated_barrier_init(uint64_t *barrier, unsigned arrivals);
+void emulated_barrier_arrive(uint64_t *barrier, unsigned expected_bytes);
+void emulated_barrier_wait(uint64_t *barrier, unsigned parity);
+void emulated_later(uint64_t *barrier, unsigned bytes, std::function<void()> work);
+
+/* After every thread and every block: nothing may still be under way. */
+void emulated_end_thread();
+void emulated_end_block();
+
+/* The seam: cuda/device.cuh launches and carves its dynamic shared memory through these names.  QALIB_EMULATED_BLOCKS=reversed in
+ * the environment runs the last block first: results must not depend on it. */
+extern unsigned char *emulated_shared;
+void emulated_launch(const void *kernel, unsigned blocks, unsigned threads, size_t shared,
+                     const std::function<void()> &thread);
+#define LAUNCH_KERNEL(kernel, blocks, threads, shared, stream, ...)                                                    \
+    ((void)(stream), emulated_launch((const void *)(kernel), blocks, threads, shared, [&] { (kernel)(__VA_ARGS__); }))
+#define DYNAMIC_SHARED(name) unsigned char *name = emulated_shared
 
 /* ---- the runtime --------------------------------------------------------------------------------------------------------- */
 
 enum cudaError_t {
     cudaSuccess,
+    cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
@@ -90,13 +159,14 @@ enum { cudaStreamNonBlocking = 1 };
 typedef struct emulated_stream *cudaStream_t;
 struct cudaDeviceProp {
     char name[256];
-    int major, minor;
-    size_t totalGlobalMem;
+    int major, minor; /* 8.0, or what QALIB_EMULATED_ARCH says: 90 */
     int multiProcessorCount;
+    size_t totalGlobalMem, sharedMemPerBlockOptin;
 };
 struct cudaFuncAttributes {
     int binaryVersion;
 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 const char *cudaGetErrorName(cudaError_t error);
 const char *cudaGetErrorString(cudaError_t error);
@@ -107,6 +177,11 @@ cudaError_t cudaRuntimeGetVersion(int *version);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device);
 template <typename F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, F) { return cudaSuccess; }
+/* Without it a kernel gets at most 48 KiB of dynamic shared memory. */
+cudaError_t emulated_allow_shared(const void *kernel, int bytes);
+template <typename F> cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int bytes) {
+    return emulated_allow_shared((const void *)kernel, bytes);
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);

@@ -1,13 +1,15 @@
 /* Runs the threads of a block as fibers, one block after the other.
  *
  * A fiber runs until a barrier or a shuffle, where it gives way to the next one until all that must arrive have arrived.  Threads
- * that have returned count as arrived at a barrier, as on the GPU; at a shuffle they are an error, because every shuffle in cuda/
- * names all 32 lanes.  A block in which nobody can go on is reported, not waited for. */
+ * that have returned count as arrived at __syncthreads, as on the GPU; at a shuffle they are an error, because every shuffle in
+ * cuda/ names all 32 lanes.  A block in which nobody can go on is reported, not waited for. */
 #include "tests/emulated_cuda/cuda_runtime.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <ucontext.h>
+
+#include <map>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -15,8 +17,7 @@
 
 emulated_index threadIdx, blockIdx, blockDim, gridDim;
 
-enum { MAX_THREADS = 1024, STACK = 64 << 10, LANES = 32, SLOT = 16 };
-static const unsigned char POISON = 0xff; /* NaN as a float, -1 as an integer */
+enum { STACK = 64 << 10, LANES = 32, BARRIERS = 16 };
 
 /* Who waits where: `round` grows when the last one arrives. */
 typedef struct meeting {
@@ -29,16 +30,16 @@ static struct {
     void *place[5];
     char *stack; /* NULL: not made yet */
     bool done;
-} fibers[MAX_THREADS];
+} fibers[EMULATED_THREADS];
 static void *scheduler[5];
 static const void *main_stack; /* for the sanitizer */
 static size_t main_size;
 static const std::function<void()> *body;
-static meeting block_meeting, warp_meeting[MAX_THREADS / LANES];
-static unsigned alive, alive_in_warp[MAX_THREADS / LANES], steps_without_progress;
-static unsigned char slots[MAX_THREADS][SLOT];
+static meeting block_meeting, named_meeting[BARRIERS], warp_meeting[EMULATED_THREADS / LANES];
+static unsigned alive, alive_in_warp[EMULATED_THREADS / LANES], steps_without_progress;
+static emulated_slot slots[EMULATED_THREADS];
 
-[[noreturn]] static void stop(const char *what) {
+void emulated_stop(const char *what) {
     fprintf(stderr, "emulated CUDA: block %u, thread %u: %s\n", blockIdx.x, threadIdx.x, what);
     abort();
 }
@@ -74,9 +75,12 @@ static CHANGES_STACKS void to_scheduler(unsigned self) {
     arrive(kept, NULL, NULL);
 }
 
-static void yield() {
+void emulated_progress() { steps_without_progress = 0; }
+
+void emulated_yield() {
     unsigned self = threadIdx.x;
-    if (++steps_without_progress > 4 * MAX_THREADS) stop("waits at a barrier that the others never reach");
+    if (++steps_without_progress > 4 * EMULATED_THREADS)
+        emulated_stop("waits at a barrier that the others never reach");
     to_scheduler(self);
 }
 
@@ -91,24 +95,39 @@ static void meet(meeting *m, const unsigned *expected) {
     unsigned round = m->round;
     m->arrived++;
     open_if_complete(m, *expected);
-    while (m->round == round) yield();
+    while (m->round == round) emulated_yield();
 }
 
 void __syncthreads() { meet(&block_meeting, &alive); }
 
-void emulated_shuffle(const void *mine, void *other, size_t bytes, unsigned from) {
+void emulated_meet(int id, int threads, bool wait) {
+    unsigned expected = (unsigned)threads;
+    if (id < 1 || id >= BARRIERS || threads % LANES) emulated_stop("a barrier that does not exist");
+    if (wait) return meet(&named_meeting[id], &expected);
+    named_meeting[id].arrived++;
+    open_if_complete(&named_meeting[id], expected);
+}
+
+const emulated_slot *emulated_gather(const void *mine, size_t bytes) {
     unsigned warp = threadIdx.x / LANES;
-    if (bytes > SLOT) stop("shuffles a value that is too large");
-    memcpy(slots[threadIdx.x], mine, bytes);
+    if (bytes > sizeof slots[0]) emulated_stop("shuffles a value that is too large");
+    if (bytes) memcpy(&slots[threadIdx.x], mine, bytes);
     meet(&warp_meeting[warp], &alive_in_warp[warp]);
-    if (alive_in_warp[warp] != LANES) stop("shuffles with lanes that have returned");
-    memcpy(other, slots[warp * LANES + from], bytes);
+    if (alive_in_warp[warp] != LANES) emulated_stop("shuffles with lanes that have returned");
+    return &slots[warp * LANES];
+}
+
+void emulated_release() {
+    unsigned warp = threadIdx.x / LANES;
     meet(&warp_meeting[warp], &alive_in_warp[warp]);
 }
+
+/* ---- threads and blocks ----------------------------------------------------------------------------------------------------- */
 
 static void run_thread() {
     unsigned self = threadIdx.x, warp = self / LANES;
     (*body)();
+    emulated_end_thread();
     fibers[self].done = true;
     alive--, alive_in_warp[warp]--;
     steps_without_progress = 0;
@@ -148,25 +167,62 @@ static CHANGES_STACKS void resume(unsigned i) {
 
 static void run_block(unsigned threads) {
     alive = threads, block_meeting = {}, steps_without_progress = 0;
+    for (meeting &m : named_meeting) m = {};
     for (unsigned i = 0; i < threads; i++) fibers[i].done = false;
     for (unsigned w = 0; w * LANES < threads; w++) warp_meeting[w] = {}, alive_in_warp[w] = LANES;
     while (alive)
         for (unsigned i = 0; i < threads; i++)
             if (!fibers[i].done) resume(i);
+    emulated_end_block();
 }
 
-void emulated_launch(unsigned blocks, unsigned threads, const std::function<void()> &thread) {
-    body = &thread;
-    gridDim.x = blocks, blockDim.x = threads;
-    if (threads % LANES || threads > MAX_THREADS) stop("a block must be whole warps, at most 32");
-    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) run_block(threads);
-}
+/* ---- launches --------------------------------------------------------------------------------------------------------------- */
 
-/* ---- the runtime ------------------------------------------------------------------------------------------------------ */
-
+unsigned char *emulated_shared;
+enum {
+    SHARED_BYTES = 48 << 10,
+    SHARED_BYTES_ALLOWED = 227 << 10
+}; /* of every kernel; of one that has asked, on sm_90 */
+static std::map<const void *, size_t> allowed_shared;
 static cudaError_t last_error;
 
 static cudaError_t remember(cudaError_t error) { return last_error = error; }
+
+cudaError_t emulated_allow_shared(const void *kernel, int bytes) {
+    if (bytes < 0 || bytes > SHARED_BYTES_ALLOWED) return remember(cudaErrorInvalidValue);
+    allowed_shared[kernel] = (size_t)bytes;
+    return cudaSuccess;
+}
+
+/* Exactly as large as asked for, aligned as the GPU aligns it, so that the sanitizer guards its ends; poison for every block. */
+static void run_blocks(unsigned blocks, unsigned threads, size_t shared) {
+    const char *order = getenv("QALIB_EMULATED_BLOCKS");
+    bool reversed = order && strcmp(order, "reversed") == 0;
+    for (unsigned i = 0; i < blocks; i++) {
+        blockIdx.x = reversed ? blocks - 1 - i : i;
+        memset(emulated_shared, EMULATED_POISON, shared);
+        run_block(threads);
+    }
+}
+
+void emulated_launch(const void *kernel, unsigned blocks, unsigned threads, size_t shared,
+                     const std::function<void()> &thread) {
+    void *memory;
+    if (threads == 0 || threads % LANES || threads > EMULATED_THREADS)
+        emulated_stop("a block must be 1 to 32 whole warps");
+    if (shared > SHARED_BYTES && shared > allowed_shared[kernel]) {
+        remember(cudaErrorInvalidValue);
+        return;
+    }
+    if (posix_memalign(&memory, 1024, shared + 1) != 0) emulated_stop("no memory");
+    emulated_shared = (unsigned char *)memory;
+    body = &thread;
+    gridDim.x = blocks, blockDim.x = threads;
+    run_blocks(blocks, threads, shared);
+    free(memory);
+}
+
+/* ---- the runtime ------------------------------------------------------------------------------------------------------ */
 
 const char *cudaGetErrorName(cudaError_t error) { return error == cudaSuccess ? "cudaSuccess" : "cudaError"; }
 const char *cudaGetErrorString(cudaError_t) { return "an emulated error"; }
@@ -179,8 +235,11 @@ cudaError_t cudaGetDeviceCount(int *count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+enum { PROCESSORS = 5 }; /* few and odd, so that small products are divided among them unevenly */
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
-    *properties = {"emulated GPU", 8, 0, (size_t)1 << 30, 4};
+    const char *arch = getenv("QALIB_EMULATED_ARCH");
+    int number = arch ? atoi(arch) : 80;
+    *properties = {"emulated GPU", number / 10, number % 10, PROCESSORS, (size_t)1 << 30, SHARED_BYTES_ALLOWED};
     return cudaSuccess;
 }
 /* NULL is the default stream, which nothing here may use. */
@@ -194,7 +253,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 /* Fresh memory is poison, and one allocation of more than 1 GiB is more than this GPU has. */
 cudaError_t emulated_malloc(void **data, size_t bytes) {
     if (bytes > (size_t)1 << 30 || posix_memalign(data, 256, bytes) != 0) return remember(cudaErrorMemoryAllocation);
-    memset(*data, POISON, bytes);
+    memset(*data, EMULATED_POISON, bytes);
     return cudaSuccess;
 }
 cudaError_t cudaFree(void *data) { return free(data), cudaSuccess; }
