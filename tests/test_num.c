@@ -61,6 +61,70 @@ static void bf16_rounds_to_nearest_even_everywhere(void **state) {
     assert_true(isnan(ql_bf16_to_f32(ql_f32_to_bf16(ql_bits_f32(0x7f800001u)))));
 }
 
+/* Value of an FP8 by its definition, in double.  E4M3 has no infinity; E5M2 is like binary16 with two fraction bits. */
+static double e4m3_value(uint8_t b) {
+    int exponent = (b >> 3) & 15, fraction = b & 7;
+    double magnitude = (b & 0x7f) == 0x7f ? NAN : exponent ? ldexp(8 + fraction, exponent - 10) : ldexp(fraction, -9);
+    return b & 0x80 ? -magnitude : magnitude;
+}
+
+static double e5m2_value(uint8_t b) {
+    int exponent = (b >> 2) & 31, fraction = b & 3;
+    double magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
+                       : exponent     ? ldexp(4 + fraction, exponent - 17)
+                                      : ldexp(fraction, -16);
+    return b & 0x80 ? -magnitude : magnitude;
+}
+
+static void f8_decodes_every_bit_pattern(void **state) {
+    (void)state;
+    for (int b = 0; b < 256; b++) {
+        const double expected[] = {e4m3_value((uint8_t)b), e5m2_value((uint8_t)b)};
+        const double actual[] = {ql_e4m3_to_f32((uint8_t)b), ql_e5m2_to_f32((uint8_t)b)};
+        for (int i = 0; i < 2; i++) {
+            if (isnan(expected[i])) assert_true(isnan(actual[i]));
+            else if (actual[i] != expected[i] || signbit(actual[i]) != signbit(expected[i])) fail_msg("0x%02x", b);
+        }
+    }
+}
+
+/* The code of nearest finite value, the even one of two; by search over all codes. */
+static uint8_t nearest_f8(double x, double (*value)(uint8_t), uint8_t largest) {
+    uint8_t best = 0;
+    double magnitude = fmin(fabs(x), value(largest)); /* saturates */
+    for (int b = 1; b <= largest; b++) {
+        double error = fabs(value((uint8_t)b) - magnitude), least = fabs(value(best) - magnitude);
+        if (error < least || (error == least && b % 2 == 0)) best = (uint8_t)b;
+    }
+    return (uint8_t)(best | (signbit(x) ? 0x80 : 0));
+}
+
+/* Every BF16, which holds all FP8 and all midpoints between two of them. */
+static void f8_rounds_every_bf16_to_the_nearest(void **state) {
+    (void)state;
+    for (uint32_t h = 0; h < 65536; h++) {
+        float x = ql_bf16_to_f32((uint16_t)h);
+        if (isnan(x)) {
+            assert_true(isnan(ql_e4m3_to_f32(ql_f32_to_e4m3(x))) && isnan(ql_e5m2_to_f32(ql_f32_to_e5m2(x))));
+            continue;
+        }
+        if (ql_f32_to_e4m3(x) != nearest_f8(x, e4m3_value, 0x7e)) fail_msg("E4M3 of %.9g", (double)x);
+        if (ql_f32_to_e5m2(x) != nearest_f8(x, e5m2_value, 0x7b)) fail_msg("E5M2 of %.9g", (double)x);
+    }
+}
+
+static uint16_t encode_e4m3(float x) { return ql_f32_to_e4m3(x); }
+static uint16_t encode_e5m2(float x) { return ql_f32_to_e5m2(x); }
+
+/* One bit of binary32 beside each midpoint. */
+static void f8_rounds_to_nearest_even_everywhere(void **state) {
+    (void)state;
+    for (int b = 0; b < 0x7e; b++)
+        check_between((uint16_t)b, e4m3_value((uint8_t)b), e4m3_value((uint8_t)(b + 1)), encode_e4m3);
+    for (int b = 0; b < 0x7b; b++)
+        check_between((uint16_t)b, e5m2_value((uint8_t)b), e5m2_value((uint8_t)(b + 1)), encode_e5m2);
+}
+
 static void random_numbers_have_their_moments(void **state) {
     (void)state;
     enum { N = 200000 };
@@ -80,6 +144,9 @@ int main(void) {
         cmocka_unit_test(f16_decodes_every_bit_pattern),
         cmocka_unit_test(f16_rounds_to_nearest_even_everywhere),
         cmocka_unit_test(bf16_rounds_to_nearest_even_everywhere),
+        cmocka_unit_test(f8_decodes_every_bit_pattern),
+        cmocka_unit_test(f8_rounds_every_bf16_to_the_nearest),
+        cmocka_unit_test(f8_rounds_to_nearest_even_everywhere),
         cmocka_unit_test(random_numbers_have_their_moments),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
