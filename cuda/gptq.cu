@@ -2,54 +2,176 @@
  *
  *   t_p = w_p + (sum_{p' < p} e_p' R[p'][p]) / R[p][p],   code_p = encode(t_p),   e_p = w_p - decode(code_p)
  *
- * Rows are independent, columns are not.  The columns of `order` are taken BLOCK at a time: one product of all earlier errors with
- * BLOCK columns of R (most of the arithmetic), then a kernel that walks the block with one warp per row.  A lane owns four columns
- * of the block and their sums; for every column its owner rounds and the warp hears the error.  Errors stay in scratch [n][k], in
- * the order of treatment; w and codes are addressed through `order`, so nothing is permuted beforehand.
- * The products sum in another order than the CPU's, so a code next to a rounding tie may differ from its.   Twin: host/cpu/gptq.c. */
+ * Rows are independent, columns are not: a block of threads owns ROWS rows and walks the positions, and nothing waits for the
+ * grid.  One launch treats SUPER positions.  What the positions before them add to their sums is one dense product beforehand:
+ * all errors times the columns of R above, and all but SUPER / k of the arithmetic.  Inside a launch, BLOCK positions at a time:
+ *   sums      start from that product and stay in registers, eight rows of a warp by four columns of a lane
+ *   multiply  adds the errors of the superblock's earlier blocks times their tile of R, which both go through shared memory
+ *   solve     goes column by column: the eight sums of a column move to eight lanes, which round eight rows at once, and all
+ *             lanes hear the eight errors
+ * Every sum is a chain of fused steps in the order of the positions.  So for k <= SUPER the codes are those of the plain loop bit
+ * for bit; beyond, the product has its own order of additions, and a code next to a rounding tie may differ.
+ *
+ * Why 32 rows: two blocks (100 KiB each) share an SM, so 8192 rows are under way at once on 132 SMs and hide each other's column
+ * chains, while 1024 rows still spread over 32 SMs; 64 rows would halve the reads of R, which already cost less than the chains.
+ * Why 1024 positions: the product reads all earlier errors once per superblock, 13 GB instead of 105 GB with 128 positions at
+ * n = 8192, k = 28672, and is wide enough to fill the GPU.  The sums of a launch stay in L2.  Arithmetic: perf/LOG.md, "gptq on a GPU".
+ * Errors stay in scratch [n][k] in the order of treatment; w and codes are addressed through `order`, so nothing is permuted
+ * beforehand.   Twin: host/cpu/gptq.c. */
 #include "cuda/device.cuh"
 
-enum { BLOCK = 128, PER_LANE = BLOCK / WARP, WARPS = 8 };
+enum { SUPER = 1024, BLOCK = 128, PER_LANE = BLOCK / WARP, PER_WARP = 8, WARPS = 4, ROWS = WARPS * PER_WARP };
 
 typedef struct solver {
     ql_mat w, r, order, codes;
     ql_grid grid;
-    ql_mat errors; /* [n][k], positions before `first` are valid */
-    ql_mat sums;   /* [n][BLOCK]: errors R[.][first + column] */
+    ql_mat errors; /* [n][k], positions before the current one are valid */
+    ql_mat sums;   /* [n][SUPER]: errors R[.][first + column] */
 } solver;
 
-static __global__ void solve_block_kernel(solver s, int64_t first) {
-    int lane = threadIdx.x % WARP;
-    int64_t row = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP, k = s.w.cols;
-    if (row >= s.w.rows) return;
-    const float *w = row_of<float>(s.w, row), *scale = row_of<float>(s.grid.scale, row);
-    const int32_t *order = (const int32_t *)s.order.data;
-    const uint8_t *zero = row_of<uint8_t>(s.grid.zero, row);
-    float *errors = row_of<float>(s.errors, row), sum[PER_LANE];
-#pragma unroll
-    for (int i = 0; i < PER_LANE; i++) sum[i] = first ? row_of<float>(s.sums, row)[i * WARP + lane] : 0;
+/* Shared memory of a block.  By position and then row, padded: lanes that fill it column by column meet in four banks' time, and
+ * eight rows are two aligned loads. */
+enum { PITCH = ROWS + 4 };
+typedef struct tiles {
+    float r[BLOCK][BLOCK];
+    float error[BLOCK][PITCH]; /* the weights, until they are rounded */
+    float scale[BLOCK][PITCH];
+    uint8_t code[BLOCK][PITCH]; /* the zero points, until then */
+} tiles;
 
+static __device__ __forceinline__ int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
+
+/* Rows first_row .. of R, columns first_col ..; zeros where R ends. */
+static __device__ void load_factor(const solver &s, int64_t first_row, int64_t first_col, tiles *t) {
+    int64_t k = s.w.cols;
+#pragma unroll 8
+    for (int row = 0; row < BLOCK; row++) {
+        int64_t p = first_row + row, q = first_col + threadIdx.x;
+        t->r[row][threadIdx.x] = p < k && q < k ? row_of<float>(s.r, p)[q] : 0;
+    }
+}
+
+static __device__ void load_errors(const solver &s, int64_t first_row, int64_t first, tiles *t) {
+#pragma unroll 8
+    for (int row = 0; row < ROWS; row++)
+        t->error[threadIdx.x][row] =
+            first_row + row < s.w.rows ? row_of<float>(s.errors, first_row + row)[first + threadIdx.x] : 0;
+}
+
+/* What solving the block at `first` needs; rows and columns beyond the matrix are zeros on a grid of scale 1. */
+static __device__ void load_weights(const solver &s, int64_t first_row, int64_t first, tiles *t) {
+    int64_t p = first + threadIdx.x, column = 0, group = 0;
+    if (p < s.w.cols) {
+        column = s.order.data ? ((const int32_t *)s.order.data)[p] : p;
+        group = group_of(&s.grid, column);
+    }
+#pragma unroll 8
+    for (int i = 0; i < ROWS; i++) {
+        int64_t row = first_row + i;
+        bool inside = row < s.w.rows && p < s.w.cols;
+        t->error[threadIdx.x][i] = inside ? row_of<float>(s.w, row)[column] : 0;
+        t->scale[threadIdx.x][i] = inside ? row_of<float>(s.grid.scale, row)[group] : 1;
+        t->code[threadIdx.x][i] = inside ? row_of<uint8_t>(s.grid.zero, row)[group] : 0;
+    }
+}
+
+static __device__ void store_solution(const solver &s, int64_t first_row, int64_t first, const tiles *t) {
+    int64_t p = first + threadIdx.x;
+    if (p >= s.w.cols) return;
+    int64_t column = s.order.data ? ((const int32_t *)s.order.data)[p] : p;
+    for (int i = 0; i < ROWS && first_row + i < s.w.rows; i++) {
+        row_of<float>(s.errors, first_row + i)[p] = t->error[threadIdx.x][i];
+        row_of<uint8_t>(s.codes, first_row + i)[column] = t->code[threadIdx.x][i];
+    }
+}
+
+/* sum[i][j] is of row `top` + i of the block and column PER_LANE lane + j. */
+static __device__ __forceinline__ void feed_back(const float (&error)[PER_WARP], const float *r,
+                                                 float (&sum)[PER_WARP][PER_LANE]) {
+    float4 factor = *(const float4 *)(r + PER_LANE * (threadIdx.x % WARP));
 #pragma unroll
-    for (int i = 0; i < PER_LANE; i++) {
-        for (int owner = 0; owner < WARP; owner++) {
-            int64_t p = first + i * WARP + owner;
-            if (p >= k) return; /* the whole warp: p is the same for all lanes */
-            const float *r = row_of<float>(s.r, p);
-            float error = 0;
-            if (lane == owner) {
-                int64_t column = order ? order[p] : p, g = group_of(&s.grid, column);
-                int code = ql_encode(w[column] + sum[i] / r[p], scale[g], zero[g], (1 << s.grid.bits) - 1);
-                row_of<uint8_t>(s.codes, row)[column] = (uint8_t)code;
-                error = w[column] - ql_decode(code, scale[g], zero[g]);
-                errors[p] = error;
-            }
-            error = __shfl_sync(0xffffffffu, error, owner);
+    for (int i = 0; i < PER_WARP; i++) {
+        sum[i][0] = fmaf(error[i], factor.x, sum[i][0]);
+        sum[i][1] = fmaf(error[i], factor.y, sum[i][1]);
+        sum[i][2] = fmaf(error[i], factor.z, sum[i][2]);
+        sum[i][3] = fmaf(error[i], factor.w, sum[i][3]);
+    }
+}
+
+static __device__ void multiply(const tiles *t, int top, float (&sum)[PER_WARP][PER_LANE]) {
+#pragma unroll 4
+    for (int p = 0; p < BLOCK; p++) {
+        float4 low = *(const float4 *)&t->error[p][top], high = *(const float4 *)&t->error[p][top + 4];
+        float error[PER_WARP] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        feed_back(error, t->r[p], sum);
+    }
+}
+
+/* Rounds column p of the block, whose sums are sum[.][j] of lane `owner`.  Lane l works on row l % 8, and the first eight write:
+ * after the shuffles, when all have read what they overwrite. */
+template <int J>
+static __device__ __forceinline__ void round_column(tiles *t, int p, int owner, int top, int maxq,
+                                                    float (&sum)[PER_WARP][PER_LANE]) {
+    int lane = threadIdx.x % WARP, row = top + lane % PER_WARP;
+    float own = 0, error[PER_WARP];
 #pragma unroll
-            for (int j = i; j < PER_LANE; j++) { /* sums of treated columns change too, nobody reads them again */
-                int64_t later = first + j * WARP + lane;
-                if (later < k) sum[j] = fmaf(error, r[later], sum[j]);
-            }
+    for (int i = 0; i < PER_WARP; i++) {
+        float other = __shfl_sync(0xffffffffu, sum[i][J], owner);
+        if (lane % PER_WARP == i) own = other;
+    }
+    float w = t->error[p][row], scale = t->scale[p][row];
+    int zero = t->code[p][row], code = ql_encode(w + own / t->r[p][p], scale, zero, maxq);
+    float missed = w - ql_decode(code, scale, zero);
+#pragma unroll
+    for (int i = 0; i < PER_WARP; i++) error[i] = __shfl_sync(0xffffffffu, missed, i);
+    if (lane < PER_WARP) t->error[p][row] = missed, t->code[p][row] = (uint8_t)code;
+    feed_back(error, t->r[p], sum); /* sums of treated columns change too, nobody reads them again */
+}
+
+static __device__ void solve(tiles *t, int size, int top, int maxq, float (&sum)[PER_WARP][PER_LANE]) {
+    for (int p = 0; p < size; p += PER_LANE) {
+        int owner = p / PER_LANE;
+        round_column<0>(t, p, owner, top, maxq, sum);
+        if (p + 1 < size) round_column<1>(t, p + 1, owner, top, maxq, sum);
+        if (p + 2 < size) round_column<2>(t, p + 2, owner, top, maxq, sum);
+        if (p + 3 < size) round_column<3>(t, p + 3, owner, top, maxq, sum);
+    }
+}
+
+/* The product's sums; zeros beyond the matrix, and for the first superblock, whose `given` is 0. */
+static __device__ void start_sums(const solver &s, int64_t first_row, int64_t first, int64_t given,
+                                  float (&sum)[PER_WARP][PER_LANE]) {
+    int64_t column = first + PER_LANE * (threadIdx.x % WARP);
+#pragma unroll
+    for (int i = 0; i < PER_WARP; i++)
+#pragma unroll
+        for (int j = 0; j < PER_LANE; j++)
+            sum[i][j] =
+                first_row + i < s.w.rows && column + j < given ? row_of<float>(s.sums, first_row + i)[column + j] : 0;
+}
+
+static __global__ void __launch_bounds__(WARPS *WARP, 2) solve_super_kernel(solver s, int64_t first) {
+    DYNAMIC_SHARED(memory);
+    tiles *t = (tiles *)memory;
+    int64_t first_row = (int64_t)blockIdx.x * ROWS, end = first + at_most(SUPER, s.w.cols - first);
+    int top = (int)(threadIdx.x / WARP) * PER_WARP;
+    float sum[PER_WARP][PER_LANE];
+    for (int64_t block = first; block < end; block += BLOCK) {
+        start_sums(s, first_row + top, block - first, first ? end - first : 0, sum);
+        for (int64_t earlier = first; earlier < block; earlier += BLOCK) {
+            load_factor(s, earlier, block, t);
+            load_errors(s, first_row, earlier, t);
+            __syncthreads();
+            multiply(t, top, sum);
+            __syncthreads();
         }
+        load_factor(s, block, block, t);
+        load_weights(s, first_row, block, t);
+        __syncthreads();
+        solve(t, (int)at_most(BLOCK, end - block), top, (1 << s.grid.bits) - 1, sum);
+        __syncthreads();
+        store_solution(s, first_row, block, t);
+        __syncthreads();
     }
 }
 
@@ -58,21 +180,21 @@ ql_status ql_cuda_gptq(ql_ctx *ctx, ql_mat w, ql_mat r, ql_mat order, const ql_g
     char *scratch;
     int64_t n = w.rows, k = w.cols;
     size_t bytes = 0, errors_at = ql_cuda_piece(&bytes, (size_t)(n * k) * sizeof(float));
-    size_t sums_at = ql_cuda_piece(&bytes, (size_t)(n * BLOCK) * sizeof(float));
+    size_t sums_at = ql_cuda_piece(&bytes, (size_t)(k > SUPER ? n * SUPER : 0) * sizeof(float));
     QL_TRY(ql_cuda_use(ctx, &gpu));
     QL_TRY(ql_cuda_check_order(ctx, "gptq", order, k));
     QL_TRY(ql_cuda_check_groups(gpu, "gptq", grid, k));
     QL_TRY(ql_cuda_scratch(gpu, bytes, (void **)&scratch));
     solver s = {w, r, order, codes, *grid};
     s.errors = ql_mat_of(scratch + errors_at, QL_F32, n, k);
-    s.sums = ql_mat_of(scratch + sums_at, QL_F32, n, BLOCK);
-    for (int64_t first = 0; first < k; first += BLOCK) {
-        int64_t size = k - first < BLOCK ? k - first : BLOCK;
+    s.sums = ql_mat_of(scratch + sums_at, QL_F32, n, SUPER);
+    for (int64_t first = 0; first < k; first += SUPER) {
+        int64_t size = k - first < SUPER ? k - first : SUPER;
         ql_mat above = ql_cols(ql_rows(r, 0, first), first, size);
         if (first)
             QL_TRY(
                 ql_cuda_product(gpu, 1, ql_cols(s.errors, 0, first), false, above, false, 0, ql_cols(s.sums, 0, size)));
-        LAUNCH(gpu, solve_block_kernel, ql_ceil_div(n, WARPS), WARPS * WARP, s, first);
+        LAUNCH_SHARED(gpu->stream, solve_super_kernel, ql_ceil_div(n, ROWS), WARPS * WARP, sizeof(tiles), s, first);
     }
     return QL_OK;
 }

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "host/num.h"
+#include "host/rng.h"
 #include "tests/ref.h"
 #include "tests/ref_gptq.h"
 
@@ -74,6 +76,77 @@ static void gptq_around_panels_and_leaves(void **state) {
     const int64_t columns[] = {1, 2, 15, 16, 17, 33, 97}, rows[] = {1, 2, 127, 128, 129, 300};
     for (int i = 0; i < 7; i++) check_gptq(*state, (shape){5, columns[i], 16, 4, 1, false, true});
     for (int i = 0; i < 6; i++) check_gptq(*state, (shape){rows[i], 40, 32, 3, 0, false, false});
+}
+
+/* An upper triangle whose errors feed back about as strongly as a real factor's: its rows off the diagonal have norm 1/2. */
+static ql_mat random_factor(backend *b, int64_t k) {
+    ql_mat r = poisoned(b, QL_F32, k, k);
+    for (int64_t i = 0; i < k; i++)
+        for (int64_t j = 0; j < k; j++) {
+            double x = ql_random_normal(21, (uint64_t)(i * k + j));
+            ((float *)r.data)[i * r.ld + j] = (float)(j < i ? 0 : j > i ? x / (2 * sqrt((double)k)) : 1 + fabs(x));
+        }
+    return r;
+}
+
+/* The loop over columns that solvers block: once in double, whose rounding ties are noted, once in FP32 with fused steps. */
+static void plain_loop(ref_gptq_job *truth, ql_mat r, ql_mat singles) {
+    int64_t k = r.cols;
+    double *sum = malloc((size_t)k * sizeof *sum);
+    float *single = malloc((size_t)k * sizeof *single);
+    assert_true(sum && single);
+    for (int64_t row = 0; row < truth->w.rows; row++) {
+        for (int64_t p = 0; p < k; p++) sum[p] = single[p] = 0;
+        for (int64_t p = 0; p < k; p++) {
+            int64_t c = ql_is_present(truth->position) ? (int64_t)ref_at(truth->position, 0, p) : p;
+            int64_t g = ql_is_present(truth->grid.g_idx) ? (int64_t)ref_at(truth->grid.g_idx, 0, c) : c / truth->group;
+            double w = ref_at(truth->w, row, c), scale = ref_at(truth->grid.scale, row, g);
+            int zero = (int)ref_at(truth->grid.zero, row, g), maxq = (1 << truth->bits) - 1;
+            double quotient = (w + sum[p] / ref_at(r, p, p)) / scale;
+            double code = fmin(fmax(rint(quotient) + zero, 0), maxq), error = w - scale * (code - zero);
+            int same = ql_encode((float)w + single[p] / (float)ref_at(r, p, p), (float)scale, zero, maxq);
+            float missed = (float)w - ql_decode(same, (float)scale, zero);
+            ref_put(truth->codes, row, c, code);
+            ref_put(truth->margin, row, c, fabs(fabs(quotient - floor(quotient)) - 0.5));
+            ref_put(singles, row, c, same);
+            const float *factor = (const float *)r.data + p * r.ld;
+            for (int64_t q = p + 1; q < k; q++) {
+                sum[q] += error * factor[q];
+                single[q] = fmaf(missed, factor[q], single[q]);
+            }
+        }
+    }
+    free(sum), free(single);
+}
+
+/* On the GPU all sums within 1024 columns are the loop's own, so the codes are; BLAS adds in its own order, and so do products
+ * between superblocks of the GPU: there, and on the CPU, rows may part at ties. */
+static void check_against_loop(backend *b, shape s, bool exact) {
+    ql_mat w = normal(b, s.n, s.k, 22), r = random_factor(b, s.k), order = ql_no_mat(), singles;
+    if (s.ordered) order = random_order(b, s.k, 23);
+    ql_grid grid = searched_grid(b, w, s), d = upload_grid(b, grid);
+    ref_gptq_job truth = {.bits = s.bits, .group = s.group, .w = w, .position = order, .grid = grid};
+    truth.codes = poisoned(b, QL_U8, s.n, s.k), truth.margin = poisoned(b, QL_F64, s.n, s.k);
+    singles = poisoned(b, QL_U8, s.n, s.k);
+    plain_loop(&truth, r, singles);
+    ql_mat codes = poisoned(b, QL_U8, s.n, s.k), dcodes = upload(b, codes), dr = upload(b, r), dw = upload(b, w);
+    assert_ok(ql_gptq(b->ctx, dw, dr, s.ordered ? upload(b, order) : order, &d, dcodes));
+    download(b, dcodes, codes);
+    if (exact && !is_cpu(b)) assert_same_bits(codes, singles);
+    assert_codes_agree(&truth, codes, 1e-4, fmax(4e-4 * (double)s.k, 1.0 / (double)s.n));
+}
+
+static void gptq_is_the_plain_loop(void **state) {
+    check_against_loop(*state, (shape){256, 512, 32, 4, 1, false, false}, true);
+    check_against_loop(*state, (shape){40, 512, 64, 3, 0, false, true}, true);
+    check_against_loop(*state, (shape){33, 385, 128, 2, 0, true, true}, true);
+    check_against_loop(*state, (shape){31, 257, 257, 8, 1, false, true}, true);
+    check_against_loop(*state, (shape){7, 1024, 128, 4, 1, false, false}, true);
+}
+
+static void gptq_beyond_a_superblock(void **state) {
+    check_against_loop(*state, (shape){9, 1025, 128, 4, 1, false, false}, false);
+    check_against_loop(*state, (shape){35, 2100, 64, 4, 0, false, true}, false);
 }
 
 /* H a multiple of the identity couples nothing: nearest rounding. */
@@ -150,6 +223,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gptq_every_width_and_group),
         cmocka_unit_test(gptq_around_panels_and_leaves),
+        cmocka_unit_test(gptq_is_the_plain_loop),
+        cmocka_unit_test(gptq_beyond_a_superblock),
         cmocka_unit_test(gptq_without_correlation_is_nearest_rounding),
         cmocka_unit_test(gptq_dead_columns),
         cmocka_unit_test(gptq_beats_nearest_rounding),
