@@ -152,20 +152,20 @@ static double model_parameters(const model_config *config) {
 }
 
 /* Bytes per weight of the quantized modules alone: scales, zero points and indices included. */
-static double quantized_bits(const checkpoint *ck, const model_config *config, int64_t *modules) {
+static double quantized_bits(const checkpoint *ck, const model_config *config, const layout_scheme *scheme,
+                             int64_t *modules) {
     double bytes = 0, weights = 0;
     *modules = 0;
     for (int64_t i = 0; i < config->layers * LINEARS; i++) {
-        static const char *const parts[] = {"qweight", "qzeros", "scales", "g_idx"};
-        char module[NAME_SIZE], name[NAME_SIZE + 16];
+        char module[NAME_SIZE], name[NAME_SIZE + 64];
         int64_t n, k;
         module_name(module, i / LINEARS, (linear_id)(i % LINEARS));
-        if (!layout_gptq_has(ck, module)) continue;
+        if (!layout_has(ck, scheme, module)) continue;
         linear_shape(config, (linear_id)(i % LINEARS), &n, &k);
         weights += (double)n * (double)k;
         ++*modules;
-        for (int p = 0; p < 4; p++) {
-            snprintf(name, sizeof name, "%s.%s", module, parts[p]);
+        for (const char *const *suffix = layout_suffixes(scheme); *suffix; suffix++) {
+            snprintf(name, sizeof name, "%s.%s", module, *suffix);
             const st_tensor *t = checkpoint_find(ck, name);
             bytes += t ? (double)t->size : 0;
         }
@@ -174,13 +174,14 @@ static double quantized_bits(const checkpoint *ck, const model_config *config, i
 }
 
 /* Names of the linears that are not quantized. */
-static ql_status list_kept(const checkpoint *ck, const model_config *config, json_t *quantization) {
+static ql_status list_kept(const checkpoint *ck, const model_config *config, const layout_scheme *scheme,
+                           json_t *quantization) {
     json_t *kept = json_array();
     QL_TRY(put(quantization, "kept_in_16_bits", kept));
     for (int64_t i = 0; i < config->layers * LINEARS; i++) {
         char module[NAME_SIZE];
         module_name(module, i / LINEARS, (linear_id)(i % LINEARS));
-        if (!layout_gptq_has(ck, module)) QL_TRY(append(kept, json_string(module)));
+        if (!layout_has(ck, scheme, module)) QL_TRY(append(kept, json_string(module)));
     }
     return QL_OK;
 }
@@ -189,14 +190,14 @@ static ql_status describe_quantization(const listing *l, const model_config *con
     layout_scheme scheme;
     int64_t modules;
     if (!config->is_quantized) return put(document, "quantization", json_null());
-    QL_TRY(layout_gptq_scheme(l->ck, &scheme));
-    double bits = quantized_bits(l->ck, config, &modules);
-    QL_TRY(
-        put(document, "quantization",
-            json_pack("{s:s, s:i, s:i, s:I, s:b, s:b, s:I, s:f}", "method", "gptq", "version", scheme.version, "bits",
-                      scheme.bits, "group_size", (json_int_t)scheme.group, "symmetric", scheme.symmetric, "desc_act",
-                      scheme.desc_act, "modules", (json_int_t)modules, "bits_per_quantized_weight", bits)));
-    return list_kept(l->ck, config, json_object_get(document, "quantization"));
+    QL_TRY(layout_read(l->ck, &scheme));
+    double bits = quantized_bits(l->ck, config, &scheme, &modules);
+    QL_TRY(put(document, "quantization",
+               json_pack("{s:s, s:i, s:i, s:I, s:b, s:b, s:I, s:f}", "method", layout_method(&scheme), "version",
+                         scheme.version, "bits", scheme.bits, "group_size", (json_int_t)scheme.group, "symmetric",
+                         scheme.symmetric, "desc_act", scheme.desc_act, "modules", (json_int_t)modules,
+                         "bits_per_quantized_weight", bits)));
+    return list_kept(l->ck, config, &scheme, json_object_get(document, "quantization"));
 }
 
 static ql_status list_files(const checkpoint *ck, json_t *document) {

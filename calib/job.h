@@ -9,9 +9,7 @@
 
 #include "calib/layer.h"
 #include "calib/progress.h"
-
-typedef enum output_format { OUTPUT_GPTQ, OUTPUT_GPTQ_V2, OUTPUT_DENSE } output_format;
-extern const char *const output_format_names[]; /* "gptq", "gptq_v2", "dense"; ends with NULL */
+#include "calib/scheme.h"
 
 typedef struct quantize_request {
     const char *model_dir, *out_dir, *work_dir;

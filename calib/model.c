@@ -11,7 +11,7 @@ ql_status model_open(ql_ctx *ctx, const char *dir, model *out) {
     ql_status status = checkpoint_open(dir, &out->ck);
     if (status == QL_OK) status = model_config_parse(checkpoint_config(out->ck), dir, out->host, &out->config);
     out->quantized = out->config.is_quantized;
-    if (status == QL_OK && out->quantized) status = layout_gptq_scheme(out->ck, &out->scheme);
+    if (status == QL_OK && out->quantized) status = layout_read(out->ck, &out->scheme);
     if (status != QL_OK) model_close(out);
     return status;
 }
@@ -103,13 +103,13 @@ static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_are
         snprintf(name, sizeof name, "%s.bias", module);
         QL_TRY(load_vector(m, name, n, device, &lin->bias));
     }
-    if (!m->quantized || !layout_gptq_has(m->ck, module)) {
+    if (!m->quantized || !layout_has(m->ck, &m->scheme, module)) {
         snprintf(name, sizeof name, "%s.weight", module);
         return load_tensor(m, name, n, k, false, device, &lin->w);
     }
     ql_mark mark = ql_arena_mark(m->host);
     qmodule q;
-    ql_status status = layout_gptq_decode(m->ck, &m->scheme, module, n, k, m->host, &q);
+    ql_status status = layout_decode(m->ck, &m->scheme, module, n, k, m->host, &q);
     if (status == QL_OK) status = linear_set_quantized(m->ctx, &q, device, lin);
     ql_arena_release(m->host, mark);
     return status;

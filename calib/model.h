@@ -23,7 +23,7 @@ typedef struct model {
     ql_ctx *ctx;
     checkpoint *ck;
     model_config config;
-    bool quantized; /* the directory holds GPTQ modules, described by scheme */
+    bool quantized; /* the directory holds quantized modules, described by scheme */
     layout_scheme scheme;
     ql_arena *host; /* lives as long as the model */
 } model;

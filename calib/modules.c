@@ -10,10 +10,13 @@
 /* ---- resolving ---------------------------------------------------------------------------------------------------------- */
 
 /* Why the file cannot hold a module; NULL: it can, or it is skipped anyway. */
-static const char *obstacle(const model_config *config, linear_id id, const module_rule *rule, ql_arena *arena) {
+static const char *obstacle(layout_id layout, const model_config *config, linear_id id, const module_rule *rule,
+                            ql_arena *arena) {
+    const layout_scheme scheme = {.layout = layout};
+    const layout_rule wanted = {.bits = rule->bits, .group = rule->group};
     int64_t n, k;
     linear_shape(config, id, &n, &k);
-    return rule->skip ? NULL : layout_gptq_obstacle(n, k, rule->bits, rule->group, arena);
+    return rule->skip ? NULL : layout_obstacle(&scheme, n, k, wanted, arena);
 }
 
 /* For the one warning: why a kind of module cannot be stored, in how many layers it stays in 16 bits. */
@@ -35,7 +38,7 @@ static void keep_fused(const char *const reason[LINEARS], module_rule *rules, ke
     }
 }
 
-static void warn_kept(const kept_kinds *kept) {
+static void warn_kept(layout_id layout, const kept_kinds *kept) {
     char list[1024] = "";
     for (linear_id id = 0; id < LINEARS; id++) {
         size_t used = strlen(list);
@@ -43,7 +46,8 @@ static void warn_kept(const kept_kinds *kept) {
             snprintf(list + used, sizeof list - used, "%s%s in %lld layers (%s)", used ? ", " : "", linear_names[id],
                      (long long)kept->layers[id], kept->reason[id]);
     }
-    if (list[0]) ql_log(QL_WARNING, "modules that a GPTQ file cannot hold stay in 16 bits: %s", list);
+    if (list[0])
+        ql_log(QL_WARNING, "modules that a file of %s cannot hold stay in 16 bits: %s", layout_name(layout), list);
 }
 
 /* A pattern that matches nothing is a typing error more often than not, and one would find out hours later. */
@@ -80,7 +84,8 @@ static ql_status list_skipped(ql_arena *arena, module_table *table) {
     return QL_OK;
 }
 
-ql_status modules_resolve(const recipe *r, const model_config *config, ql_arena *arena, module_table *out) {
+ql_status modules_resolve(const recipe *r, layout_id layout, const model_config *config, ql_arena *arena,
+                          module_table *out) {
     *out = (module_table){.layers = config->layers};
     kept_kinds kept = {0};
     QL_TRY(ql_take(arena, (size_t)config->layers * LINEARS, sizeof *out->rules, &out->rules));
@@ -91,11 +96,11 @@ ql_status modules_resolve(const recipe *r, const model_config *config, ql_arena 
             char name[NAME_SIZE];
             module_name(name, layer, id);
             QL_TRY(recipe_rule(r, name, &rules[id]));
-            reason[id] = obstacle(config, id, &rules[id], arena);
+            reason[id] = obstacle(layout, config, id, &rules[id], arena);
         }
         keep_fused(reason, rules, &kept);
     }
-    warn_kept(&kept);
+    warn_kept(layout, &kept);
     QL_TRY(warn_unmatched(r, config->layers));
     return list_skipped(arena, out);
 }

@@ -1,12 +1,13 @@
 /* What happens to every module of a model: the recipe's rule, unless the file cannot hold the result.
  *
- * GPTQ files need K % 32, N % 32 and K % group.  A module that breaks one of them stays in 16 bits together with the ones that runtimes
+ * Files have conditions (GPTQ: K % 32, N % 32 and K % group).  A module that breaks one of them stays in 16 bits together with the ones that runtimes
  * fuse with it (q, k, v; gate, up); all of them are named in one warning.  A list of targets makes the loaders' own limits binding.
  */
 #ifndef CALIB_MODULES_H
 #define CALIB_MODULES_H
 
 #include "calib/recipe.h"
+#include "formats/layout.h"
 
 typedef struct module_table {
     int64_t layers;
@@ -16,7 +17,8 @@ typedef struct module_table {
 } module_table;
 
 /* QL_MISMATCH if nothing is left to quantize. */
-ql_status modules_resolve(const recipe *r, const model_config *config, ql_arena *arena, module_table *out);
+ql_status modules_resolve(const recipe *r, layout_id layout, const model_config *config, ql_arena *arena,
+                          module_table *out);
 
 static inline const module_rule *modules_rule(const module_table *table, int64_t layer, linear_id id) {
     return &table->rules[layer * LINEARS + id];

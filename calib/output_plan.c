@@ -33,7 +33,7 @@ static bool is_linear_weight(const char *name, int64_t *layer, linear_id *linear
 
 ql_status output_is_quantized(const layout_scheme *scheme, const char *module, bool *quantized) {
     layout_rule rule = {0};
-    if (scheme) QL_TRY(layout_gptq_rule(scheme, module, &rule));
+    if (scheme) QL_TRY(layout_rule_of(scheme, module, &rule));
     *quantized = !rule.skipped;
     return QL_OK;
 }
@@ -68,11 +68,11 @@ static ql_status add_quantized(planner *p, const char *module, int64_t layer, li
     qmodule shape = {.name = module};
     layout_rule rule;
     layout_tensors tensors;
-    QL_TRY(layout_gptq_rule(p->scheme, module, &rule));
+    QL_TRY(layout_rule_of(p->scheme, module, &rule));
     linear_shape(p->config, linear, &shape.n, &shape.k);
     shape.bits = rule.bits;
     shape.group = rule.group == -1 ? shape.k : rule.group;
-    QL_TRY(layout_gptq_encode(&shape, p->scheme->version, p->arena, &tensors));
+    QL_TRY(layout_encode(p->scheme, &shape, p->arena, &tensors));
     for (int t = 0; t < tensors.count; t++)
         p->plan->items[p->plan->count++] =
             (plan_item){.tensor = tensors.tensor[t], .layer = layer, .linear = linear, .part = t, .fold_layer = -1};

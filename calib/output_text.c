@@ -172,7 +172,7 @@ static const char loading_exllamav2[] = "\n"
                                         "model.load()\n"
                                         "```\n";
 
-static const char loading_dense[] = "```sh\n"
+static const char loading_plain[] = "```sh\n"
                                     "vllm serve .\n"
                                     "```\n"
                                     "\n"
@@ -186,8 +186,11 @@ static ql_status summary(const layout_scheme *scheme, ql_arena *arena, char **te
     char *group;
     if (scheme->group == -1) QL_TRY(ql_arena_string(arena, "one group per row", &group));
     else QL_TRY(ql_arena_format(arena, &group, "groups of %lld", (long long)scheme->group));
-    return ql_arena_format(arena, text, "%d-bit weights, %s, %s, in the GPTQ v%d format.", scheme->bits, group,
-                           scheme->symmetric ? "symmetric" : "asymmetric", scheme->version);
+    return ql_arena_format(arena, text, "%d-bit weights, %s, %s, in the %s format%s.", scheme->bits, group,
+                           scheme->symmetric ? "symmetric" : "asymmetric", layout_name(scheme->layout),
+                           scheme->layout != LAYOUT_GPTQ ? ""
+                           : scheme->version == 2        ? ", version 2"
+                                                         : ", version 1");
 }
 
 /* "\n## Title\n\nbody\n", nothing without a body. */
@@ -207,7 +210,8 @@ ql_status output_card_text(const char *source_dir, const layout_scheme *scheme, 
     QL_TRY(section("Recipe", "```yaml\n", texts->recipe_yaml, "```\n", arena, &recipe));
     QL_TRY(section("Calibration", "", texts->calibration, "", arena, &calibration));
     QL_TRY(section("Quality", "", texts->metrics, "", arena, &metrics));
-    if (scheme) QL_TRY(ql_arena_format(arena, &tags, "tags:\n- qalib\n- gptq\n- %d-bit\n", scheme->bits));
+    if (scheme)
+        QL_TRY(ql_arena_format(arena, &tags, "tags:\n- qalib\n- %s\n- %d-bit\n", layout_method(scheme), scheme->bits));
     else QL_TRY(ql_arena_string(arena, "tags:\n- qalib\n", &tags));
     const char *base = texts->base_model ? texts->base_model : derived;
     json_t *quoted = json_string(base);
@@ -222,8 +226,9 @@ ql_status output_card_text(const char *source_dir, const layout_scheme *scheme, 
                                  "\n# %s, quantized\n\n%s Made from %s with Qalib %s.\n%s%s%s"
                                  "\n## Loading\n\nIn this directory:\n\n%s%s",
                                  yaml_base ? yaml_base : "", license, tags, name, what, base, ql_version(), recipe,
-                                 calibration, metrics, scheme ? loading_gptq : loading_dense,
-                                 scheme && scheme->bits == 4 ? loading_exllamav2 : "");
+                                 calibration, metrics,
+                                 scheme && scheme->layout == LAYOUT_GPTQ ? loading_gptq : loading_plain,
+                                 scheme && scheme->layout == LAYOUT_GPTQ && scheme->bits == 4 ? loading_exllamav2 : "");
     free(yaml_base);
     return status;
 }

@@ -7,13 +7,10 @@
 #include "calib/fingerprint.h"
 #include "calib/output.h"
 #include "calib/report.h"
-#include "calib/scheme.h"
 #include "calib/verify.h"
 #include "formats/json.h"
 #include "host/log.h"
 #include "host/mat.h"
-
-const char *const output_format_names[] = {"gptq", "gptq_v2", "dense", NULL};
 
 void part_close(part *p) { journal_close(p->journal); }
 
@@ -93,7 +90,8 @@ static ql_status find_complete(part *p) {
 ql_status part_open(ql_ctx *ctx, const quantize_request *request, const model *m, const token_file *tokens,
                     ql_arena *host, part *p) {
     *p = (part){.request = request, .model = m, .tokens = tokens, .host = host};
-    QL_TRY(modules_resolve(&request->recipe, &m->config, host, &p->modules));
+    QL_TRY(modules_resolve(&request->recipe, output_layout(request->format), &m->config, host, &p->modules));
+    QL_TRY(scheme_make(&request->recipe, request->format, &p->modules, host, &p->scheme));
     QL_TRY(check_output(p));
     QL_TRY(open_journal(ctx, p));
     if (journal_finished(p->journal)) return check_finished(p);
@@ -133,16 +131,18 @@ static bool has_zero_point_0(const layer_result *result) {
 }
 
 static ql_status find_free_zeros(part *p) {
-    for (int64_t layer = 0; p->request->recipe.literature && !p->free_zero && layer < p->model->config.layers;
-         layer++) {
+    bool found = false;
+    if (!p->request->recipe.literature || p->request->format != OUTPUT_GPTQ) return QL_OK;
+    for (int64_t layer = 0; !found && layer < p->model->config.layers; layer++) {
         layer_result result;
         ql_arena_release(p->engine->host, (ql_mark){0});
         QL_TRY(part_load(p, layer, p->engine->host, &result));
-        p->free_zero = has_zero_point_0(&result);
+        found = has_zero_point_0(&result);
     }
-    if (p->free_zero && p->request->format == OUTPUT_GPTQ)
-        ql_log(QL_WARNING, "zero points of 0 occur, which GPTQ v1 cannot hold: the output is v2 (gptq_v2), which older "
-                           "loaders misread");
+    if (!found) return QL_OK;
+    p->scheme.version = 2;
+    ql_log(QL_WARNING, "zero points of 0 occur, which GPTQ v1 cannot hold: the output is v2 (gptq_v2), which older "
+                       "loaders misread");
     return QL_OK;
 }
 
@@ -186,7 +186,7 @@ static double quantized_bits(part *p) {
         layout_tensors tensors;
         linear_shape(&p->model->config, (linear_id)(i % LINEARS), &q.n, &q.k);
         q.group = rule->group < 0 ? q.k : rule->group;
-        if (rule->skip || layout_gptq_encode(&q, 1, p->host, &tensors) != QL_OK) continue;
+        if (rule->skip || layout_encode(&p->scheme, &q, p->host, &tensors) != QL_OK) continue;
         weights += (double)q.n * (double)q.k;
         for (int t = 0; t < tensors.count; t++) bytes += (double)tensors.tensor[t].size;
         ql_arena_release(p->host, mark);
@@ -215,14 +215,11 @@ static json_t *make_report(part *p, uint64_t output_bytes, int64_t samples_skipp
 
 ql_status part_write(part *p, int64_t samples_skipped, size_t device_peak) {
     output *out = NULL;
-    layout_scheme scheme;
     output_texts texts = {0};
     phases_enter(&p->engine->phases, PHASE_WRITE, 0);
     QL_TRY(find_free_zeros(p));
-    int version = p->request->format == OUTPUT_GPTQ_V2 || p->free_zero ? 2 : 1;
-    QL_TRY(scheme_make(&p->request->recipe, &p->modules, version, p->host, &scheme));
     const output_request request = {
-        .scheme = p->request->format == OUTPUT_DENSE ? NULL : &scheme,
+        .scheme = p->request->format == OUTPUT_DENSE ? NULL : &p->scheme,
         .shard_size = p->request->shard_size,
         .job = p->fingerprint,
     };

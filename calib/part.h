@@ -22,9 +22,9 @@ typedef struct part {
     journal *journal;
     module_table modules;
     char fingerprint[65];
-    bool free_zero; /* some zero point is 0: the file must be v2 */
-    ql_arena *host; /* job lifetime */
-    json_t *report; /* set when the output is complete; the caller's */
+    layout_scheme scheme; /* of the output */
+    ql_arena *host;       /* job lifetime */
+    json_t *report;       /* set when the output is complete; the caller's */
 } part;
 
 /* Ready to work, or already complete: then part->report is set, and the output was looked at. */

@@ -206,11 +206,12 @@ static void count_memory(const plan_request *r, const sizes *s, plan *p) {
 static ql_status count_disk(const plan_request *r, ql_arena *arena, plan *p) {
     layout_scheme scheme;
     output_plan out;
-    ql_dtype dtype = r->dense && !r->source_is_f16 ? QL_BF16 : QL_F16;
+    bool dense = r->format == OUTPUT_DENSE;
+    ql_dtype dtype = dense && !r->source_is_f16 ? QL_BF16 : QL_F16;
     uint64_t files, size;
     bool dynamic = r->recipe->act_order == QL_ORDER_DYNAMIC && needs_hessian(r);
-    QL_TRY(scheme_make(r->recipe, r->modules, 1, arena, &scheme)); /* both versions have the same sizes */
-    QL_TRY(output_plan_make(r->config, r->dense ? NULL : &scheme, dtype, r->shard_size, arena, &out));
+    QL_TRY(scheme_make(r->recipe, r->format, r->modules, arena, &scheme));
+    QL_TRY(output_plan_make(r->config, dense ? NULL : &scheme, dtype, r->shard_size, arena, &out));
     QL_TRY(output_plan_files_size(&out, &files));
     p->output_bytes = out.tensor_bytes;
     p->disk_bytes = files;

@@ -9,7 +9,7 @@
 #define CALIB_PLAN_H
 
 #include "calib/layer.h"
-#include "calib/modules.h"
+#include "calib/scheme.h"
 
 /* name, whether its rate is in bytes (else floating-point operations) per second */
 #define PLAN_PHASES_LIST(X)                                                                                            \
@@ -49,9 +49,9 @@ typedef struct plan_request {
     const module_table *modules;
     int64_t n_seq, seq_len; /* calibration rows; 0: none */
     statistics_mode mode;
-    bool from_store;    /* statistics come from a store: no rows */
-    bool dense;         /* the output is a 16-bit checkpoint */
-    bool source_is_f16; /* ... which then keeps the type; its name is a part of the headers */
+    bool from_store; /* statistics come from a store: no rows */
+    output_format format;
+    bool source_is_f16; /* a dense output then keeps the type; its name is a part of the headers */
     uint64_t shard_size;
     uint64_t source_bytes; /* of all tensors of the checkpoint; 0: not there, 16 bits are assumed */
     bool gpu;              /* the device has its own memory */

@@ -1,5 +1,10 @@
 #include "calib/scheme.h"
 
+const char *const output_format_names[] = {
+    [OUTPUT_GPTQ] = "gptq", [OUTPUT_GPTQ_V2] = "gptq_v2", [OUTPUT_AWQ] = "awq", [OUTPUT_DENSE] = "dense", NULL};
+
+layout_id output_layout(output_format format) { return format == OUTPUT_AWQ ? LAYOUT_AWQ : LAYOUT_GPTQ; }
+
 /* Modules whose bits or group are not the base rule's, by name. */
 static ql_status list_overrides(const recipe *r, const module_table *modules, ql_arena *arena, layout_scheme *scheme) {
     int64_t n = 0, all = modules->layers * LINEARS;
@@ -18,18 +23,21 @@ static ql_status list_overrides(const recipe *r, const module_table *modules, ql
     return QL_OK;
 }
 
-ql_status scheme_make(const recipe *r, const module_table *modules, int version, ql_arena *arena, layout_scheme *out) {
+ql_status scheme_make(const recipe *r, output_format format, const module_table *modules, ql_arena *arena,
+                      layout_scheme *out) {
     *out = (layout_scheme){
+        .layout = output_layout(format),
         .bits = r->base.bits,
         .group = r->base.group,
         .symmetric = r->symmetric,
         .desc_act = r->act_order == QL_ORDER_DYNAMIC && r->base.group > 0,
         .static_groups = r->act_order == QL_ORDER_STATIC,
         .true_sequential = r->sequential,
-        .version = version,
+        .version = format == OUTPUT_GPTQ_V2 ? 2 : 1,
         .damp = r->damp,
         .skipped = modules->skipped,
         .layers = modules->layers,
     };
-    return list_overrides(r, modules, arena, out);
+    QL_TRY(list_overrides(r, modules, arena, out));
+    return layout_check(out);
 }

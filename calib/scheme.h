@@ -3,9 +3,15 @@
 #define CALIB_SCHEME_H
 
 #include "calib/modules.h"
-#include "formats/layout.h"
 
-/* version: of the GPTQ format, 1 or 2.  Names live in `arena`, the list of what is skipped in `modules`. */
-ql_status scheme_make(const recipe *r, const module_table *modules, int version, ql_arena *arena, layout_scheme *out);
+typedef enum output_format { OUTPUT_GPTQ, OUTPUT_GPTQ_V2, OUTPUT_AWQ, OUTPUT_DENSE } output_format;
+extern const char *const output_format_names[]; /* "gptq", "gptq_v2", ...; ends with NULL */
+
+/* A dense output is made of what a GPTQ file could hold. */
+layout_id output_layout(output_format format);
+
+/* QL_MISMATCH: a file of this format cannot say it.  Names live in `arena`, the list of what is skipped in `modules`. */
+ql_status scheme_make(const recipe *r, output_format format, const module_table *modules, ql_arena *arena,
+                      layout_scheme *out);
 
 #endif

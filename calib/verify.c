@@ -230,7 +230,7 @@ static ql_status check_structure(verifier *v, model_config *config, layout_schem
     char *side;
     QL_TRY(ql_arena_format(v->arena, &side, "%s/quantize_config.json", v->dir));
     if (config->is_quantized || ql_path_exists(side)) {
-        QL_TRY(layout_gptq_scheme(v->ck, scheme));
+        QL_TRY(layout_read(v->ck, scheme));
         v->scheme = scheme;
         v->result->quantized = true;
     }

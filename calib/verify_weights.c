@@ -75,7 +75,7 @@ static ql_status compare_with_base(verifier *v, const char *module, const qmodul
 
 static ql_status check_zeros(verifier *v, const qmodule *q) {
     int64_t groups = ql_groups(q->k, q->group);
-    if (!layout_gptq_label_fits(q, v->scheme->version))
+    if (v->scheme->layout == LAYOUT_GPTQ && !layout_gptq_label_fits(q, v->scheme->version))
         return verify_note(v, "%s: labelled GPTQ v%d, but the zero points are those of v%d", q->name,
                            v->scheme->version, 3 - v->scheme->version);
     for (int64_t i = 0; v->scheme->symmetric && i < q->n * groups; i++)
@@ -126,7 +126,7 @@ static ql_status check_layer(verifier *v, int64_t layer) {
         QL_TRY(output_is_quantized(v->scheme, name, &quantized));
         if (!quantized) continue;
         v->result->modules++;
-        ql_status status = layout_gptq_decode(v->ck, v->scheme, name, n, k, v->scratch, &modules[id]);
+        ql_status status = layout_decode(v->ck, v->scheme, name, n, k, v->scratch, &modules[id]);
         if (status != QL_OK) modules[id].name = NULL;
         else status = check_module(v, &modules[id]);
         QL_TRY(verify_absorb(v, status));
@@ -163,9 +163,7 @@ static ql_status check_all(verifier *v) {
     }
     for (int64_t i = 0; i < count; i++) {
         const st_tensor *tensor = checkpoint_at(v->ck, i);
-        const char *kind = strrchr(tensor->name, '.');
-        bool is_decoded = v->scheme && kind && strcmp(kind, ".scales") == 0;
-        if (is_decoded || !is_float(tensor)) continue;
+        if (!is_float(tensor) || (v->scheme && layout_is_part(v->ck, v->scheme, tensor->name))) continue;
         QL_TRY(verify_absorb(v, check_dense(v, tensor)));
         ql_arena_release(v->scratch, start);
     }

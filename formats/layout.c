@@ -1,5 +1,10 @@
-/* What all layouts share: the canonical form decoded. */
+/* The table of layouts, and the canonical form decoded. */
 #include "formats/layout.h"
+
+#include <string.h>
+
+#include "formats/json.h"
+#include "formats/layout_parts.h"
 
 #include "host/mat.h"
 #include "host/num.h"
@@ -15,4 +20,87 @@ void qmodule_dequantize(const qmodule *q, float *w) {
             w[n * q->k + k] = ql_decode((int)(pair >> (k * q->bits % 32) & mask), q->scale[g], q->zero[g]);
         }
     }
+}
+
+/* ---- the table -------------------------------------------------------------------------------------------------------------- */
+
+static const layout *const layouts[LAYOUTS] = {
+    [LAYOUT_GPTQ] = &layout_gptq,
+    [LAYOUT_AWQ] = &layout_awq,
+};
+
+const char *layout_name(layout_id id) { return layouts[id]->name; }
+
+const char *layout_method(const layout_scheme *scheme) { return layouts[scheme->layout]->quant_method; }
+
+ql_status layout_check(const layout_scheme *scheme) { return layouts[scheme->layout]->check(scheme); }
+
+ql_status layout_config(const layout_scheme *scheme, json_t **quantization_config) {
+    *quantization_config = NULL;
+    QL_TRY(layout_check(scheme));
+    return layouts[scheme->layout]->config(scheme, quantization_config);
+}
+
+const char *layout_obstacle(const layout_scheme *scheme, int64_t n, int64_t k, layout_rule rule, ql_arena *arena) {
+    return layouts[scheme->layout]->obstacle(scheme, n, k, rule, arena);
+}
+
+ql_status layout_encode(const layout_scheme *scheme, const qmodule *q, ql_arena *arena, layout_tensors *out) {
+    layout_rule rule = {.bits = q->bits, .group = q->group};
+    const char *obstacle = layout_obstacle(scheme, q->n, q->k, rule, arena);
+    if (obstacle) return ql_fail(QL_MISMATCH, "%s: %s", q->name, obstacle);
+    return layouts[scheme->layout]->encode(scheme, q, arena, out);
+}
+
+/* Old GPTQ directories say in a side file what newer ones say in config.json. */
+ql_status layout_read(const checkpoint *ck, layout_scheme *out) {
+    const json_t *config = json_object_get(checkpoint_config(ck), "quantization_config");
+    const char *method = layout_gptq.quant_method;
+    *out = (layout_scheme){0};
+    if (config) QL_TRY(ql_json_string_or(config, "quantization_config", "quant_method", &method));
+    for (int id = 0; id < LAYOUTS; id++) {
+        if (strcmp(layouts[id]->quant_method, method) != 0) continue;
+        QL_TRY(layouts[id]->read(ck, out));
+        out->layout = (layout_id)id;
+        return QL_OK;
+    }
+    return ql_fail(QL_MISMATCH, "%s: quant_method \"%s\" cannot be read", checkpoint_dir(ck), method);
+}
+
+ql_status layout_rule_of(const layout_scheme *scheme, const char *module, layout_rule *rule) {
+    return layouts[scheme->layout]->rule(scheme, module, rule);
+}
+
+bool layout_has(const checkpoint *ck, const layout_scheme *scheme, const char *module) {
+    return layout_find(ck, module, layouts[scheme->layout]->marker) != NULL;
+}
+
+const char *const *layout_suffixes(const layout_scheme *scheme) { return layouts[scheme->layout]->suffixes; }
+
+bool layout_is_part(const checkpoint *ck, const layout_scheme *scheme, const char *tensor) {
+    for (const char *const *suffix = layout_suffixes(scheme); *suffix; suffix++) {
+        char module[NAME_SIZE];
+        size_t length = strlen(tensor), tail = strlen(*suffix) + 1;
+        if (length <= tail || length - tail >= sizeof module || tensor[length - tail] != '.') continue;
+        if (strcmp(tensor + length - tail + 1, *suffix) != 0) continue;
+        memcpy(module, tensor, length - tail);
+        module[length - tail] = 0;
+        if (layout_has(ck, scheme, module)) return true;
+    }
+    return false;
+}
+
+ql_status layout_decode(const checkpoint *ck, const layout_scheme *scheme, const char *module, int64_t n, int64_t k,
+                        ql_arena *arena, qmodule *out) {
+    char *name;
+    layout_rule rule;
+    *out = (qmodule){.name = module, .n = n, .k = k};
+    QL_TRY(layout_rule_of(scheme, module, &rule));
+    if (rule.skipped) return ql_fail(QL_FORMAT, "%s: is quantized, but the config says that it is not", module);
+    if (n <= 0 || k <= 0) return ql_fail(QL_FORMAT, "%s: N = %lld, K = %lld", module, (long long)n, (long long)k);
+    QL_TRY(ql_arena_string(arena, module, &name));
+    out->name = name;
+    out->bits = rule.bits;
+    out->group = rule.group == -1 ? k : rule.group;
+    return layouts[scheme->layout]->decode(ck, scheme, arena, out);
 }

@@ -1,4 +1,5 @@
-/* Layouts: canonical codes to the bits that a runtime loads, and back.  A runtime is one layout_<name>.c with these functions. */
+/* Layouts: canonical codes to the bits that a runtime loads, and back.  A kind of file is one table of functions
+ * (formats/layout_parts.h), in layout_<name>.c; everybody else goes through the functions below. */
 #ifndef FORMATS_LAYOUT_H
 #define FORMATS_LAYOUT_H
 
@@ -27,8 +28,11 @@ typedef struct layout_override {
     int64_t group; /* -1: one group per row */
 } layout_override;
 
+typedef enum layout_id { LAYOUT_GPTQ, LAYOUT_AWQ, LAYOUTS } layout_id;
+
 /* What the whole checkpoint says about itself. */
 typedef struct layout_scheme {
+    layout_id layout;
     int bits;
     int64_t group; /* -1: one group per row */
     bool symmetric, desc_act, static_groups, true_sequential;
@@ -39,8 +43,9 @@ typedef struct layout_scheme {
     int64_t n_overrides;
     int64_t
         layers; /* blocks of the model: tells a kind of module that is skipped everywhere from one skipped here and there */
-    /* When read from a directory, exceptions are patterns instead of names; both belong to the checkpoint. */
-    const json_t *dynamic, *modules_in_block;
+    /* When read from a directory, exceptions are patterns instead of names; all belong to the checkpoint. */
+    const json_t *dynamic, *modules_in_block; /* GPTQ */
+    const json_t *ignored;                    /* others: a list of what stays in 16 bits */
 } layout_scheme;
 
 /* How one module is stored. */
@@ -59,25 +64,34 @@ typedef struct layout_tensors {
     void *data[LAYOUT_MAX_TENSORS]; /* NULL when only shapes were asked for */
 } layout_tensors;
 
-/* GPTQ v1 and v2.  q->codes == NULL: shapes only (sizes, plans).  QL_MISMATCH for what the file cannot hold. */
-ql_status layout_gptq_encode(const qmodule *q, int version, ql_arena *arena, layout_tensors *out);
-ql_status layout_gptq_config(const layout_scheme *scheme, json_t **quantization_config);
+const char *layout_name(layout_id id);                  /* for people: "GPTQ" */
+const char *layout_method(const layout_scheme *scheme); /* quant_method of config.json: "gptq" */
 
-/* Reads the scheme of a directory (config.json or quantize_config.json; QL_FORMAT if they disagree), the rule of one module
- * and the module itself.  Files of other tools may lack g_idx or hold an all-zero one (group k / g), have BF16 or F32 scales.
- * Every claim is compared with the tensors.  g_idx of the result is NULL when input k belongs to group k / group. */
-ql_status layout_gptq_scheme(const checkpoint *ck, layout_scheme *out);
-ql_status layout_gptq_rule(const layout_scheme *scheme, const char *module, layout_rule *rule);
-ql_status layout_gptq_decode(const checkpoint *ck, const layout_scheme *scheme, const char *module, int64_t n,
-                             int64_t k, ql_arena *arena, qmodule *out);
-bool layout_gptq_has(const checkpoint *ck, const char *module); /* is this module quantized in the file? */
+/* Can a file of this kind say all that the scheme says?  QL_MISMATCH: what it cannot. */
+ql_status layout_check(const layout_scheme *scheme);
+ql_status layout_config(const layout_scheme *scheme, json_t **quantization_config);
 
-/* False if every zero point is one off the middle of the range in the direction that a wrong v1/v2 label makes. */
+/* May a Linear [n][k] be stored?  NULL if so, else the reason ("K = 100 is not a multiple of 32"). */
+const char *layout_obstacle(const layout_scheme *scheme, int64_t n, int64_t k, layout_rule rule, ql_arena *arena);
+
+/* q->codes == NULL: shapes only (sizes, plans).  QL_MISMATCH for what the file cannot hold. */
+ql_status layout_encode(const layout_scheme *scheme, const qmodule *q, ql_arena *arena, layout_tensors *out);
+
+/* Reads the scheme of a directory (QL_FORMAT if its files contradict each other), the rule of one module and the module itself.
+ * Files of other tools may lack g_idx or hold an all-zero one (group k / g), have BF16 or F32 scales.  Every claim is compared
+ * with the tensors.  g_idx of the result is NULL when input k belongs to group k / group. */
+ql_status layout_read(const checkpoint *ck, layout_scheme *out);
+ql_status layout_rule_of(const layout_scheme *scheme, const char *module, layout_rule *rule);
+ql_status layout_decode(const checkpoint *ck, const layout_scheme *scheme, const char *module, int64_t n, int64_t k,
+                        ql_arena *arena, qmodule *out);
+bool layout_has(const checkpoint *ck, const layout_scheme *scheme,
+                const char *module); /* is it quantized in the file? */
+
+/* Endings of the tensors of a quantized module ("qweight"), NULL-terminated; is a tensor part of a quantized module? */
+const char *const *layout_suffixes(const layout_scheme *scheme);
+bool layout_is_part(const checkpoint *ck, const layout_scheme *scheme, const char *tensor);
+
+/* GPTQ: false if every zero point is one off the middle of the range in the direction that a wrong v1/v2 label makes. */
 bool layout_gptq_label_fits(const qmodule *q, int version);
-ql_status layout_gptq_warn_label(const checkpoint *ck,
-                                 const layout_scheme *scheme); /* the same test on the first module, as a warning */
-
-/* May a Linear [n][k] be stored at all?  NULL if so, else the reason ("K = 100 is not a multiple of 32"). */
-const char *layout_gptq_obstacle(int64_t n, int64_t k, int bits, int64_t group, ql_arena *arena);
 
 #endif

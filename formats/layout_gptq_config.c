@@ -3,12 +3,10 @@
  * Exceptions have two spellings, and loaders read one or the other: `dynamic` (GPTQModel, vLLM) maps patterns on module
  * names to "not at all" or to other bits; `modules_in_block_to_quantize` (transformers) lists what is quantized in every block.
  */
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
 #include <string.h>
 
 #include "formats/json.h"
-#include "formats/layout.h"
+#include "formats/layout_parts.h"
 #include "host/log.h"
 
 /* In vLLM q, k, v are one module and gate, up another; it looks the fused name up in `dynamic`. */
@@ -27,25 +25,7 @@ static const char *const blocks[][4] = {
     {"mlp.down_proj", NULL},
 };
 
-static bool ends_with(const char *text, const char *suffix) {
-    size_t length = strlen(text), tail = strlen(suffix);
-    return length >= tail && strcmp(text + length - tail, suffix) == 0;
-}
-
 /* ---- writing ------------------------------------------------------------------------------------------------------------- */
-
-/* How a module named `stem` + `suffix` is stored according to the writer's lists. */
-static layout_rule listed_rule(const layout_scheme *scheme, const char *stem, size_t length, const char *suffix) {
-    layout_rule rule = {.bits = scheme->bits, .group = scheme->group};
-    for (const char *const *name = scheme->skipped; name && *name; name++)
-        if (strncmp(*name, stem, length) == 0 && strcmp(*name + length, suffix) == 0) rule.skipped = true;
-    for (int64_t i = 0; i < scheme->n_overrides; i++) {
-        const layout_override *o = &scheme->overrides[i];
-        if (strncmp(o->module, stem, length) == 0 && strcmp(o->module + length, suffix) == 0)
-            rule.bits = o->bits, rule.group = o->group;
-    }
-    return rule;
-}
 
 static bool same_rule(layout_rule a, layout_rule b) {
     return a.skipped == b.skipped && (a.skipped || (a.bits == b.bits && a.group == b.group));
@@ -57,12 +37,12 @@ static ql_status pattern_of(const layout_scheme *scheme, const char *sign, const
     size_t length = strlen(module);
     const char *tail = "";
     for (size_t f = 0; f < sizeof fused / sizeof *fused; f++) {
-        if (!ends_with(module, fused[f].suffix)) continue;
+        if (!layout_ends_with(module, fused[f].suffix)) continue;
         size_t stem = length - strlen(fused[f].suffix);
-        layout_rule own = listed_rule(scheme, module, stem, fused[f].suffix);
+        layout_rule own = layout_listed_rule(scheme, module, stem, fused[f].suffix);
         bool alike = true;
         for (const char *const *s = fused[f].siblings; *s; s++)
-            alike = alike && same_rule(own, listed_rule(scheme, module, stem, *s));
+            alike = alike && same_rule(own, layout_listed_rule(scheme, module, stem, *s));
         if (alike) length = stem, tail = fused[f].pattern;
     }
     char *escaped, *to;
@@ -94,7 +74,7 @@ static ql_status write_dynamic(const layout_scheme *scheme, ql_arena *arena, jso
 /* Does this kind of module stay in 16 bits in every block?  That only some blocks keep it cannot be said to transformers. */
 static bool is_never_quantized(const layout_scheme *scheme, const char *kind) {
     int64_t skipped = 0;
-    for (const char *const *name = scheme->skipped; name && *name; name++) skipped += ends_with(*name, kind);
+    for (const char *const *name = scheme->skipped; name && *name; name++) skipped += layout_ends_with(*name, kind);
     if (skipped > 0 && skipped < scheme->layers)
         ql_log(QL_WARNING,
                "%s stays in 16 bits in %lld of %lld layers: vLLM and GPTQModel load this, transformers does not", kind,
@@ -218,7 +198,7 @@ static ql_status load_side_file(const checkpoint *ck, json_t **document) {
     return status;
 }
 
-ql_status layout_gptq_scheme(const checkpoint *ck, layout_scheme *out) {
+ql_status layout_gptq_read(const checkpoint *ck, layout_scheme *out) {
     const json_t *config = json_object_get(checkpoint_config(ck), "quantization_config");
     const char *method = "gptq";
     layout_scheme side_scheme;
@@ -242,49 +222,26 @@ ql_status layout_gptq_scheme(const checkpoint *ck, layout_scheme *out) {
     return status == QL_OK ? layout_gptq_warn_label(ck, out) : status;
 }
 
-/* As Python's re.match: from the first character on, not necessarily to the last.  The limits stop patterns that explode. */
-static ql_status matches(const char *pattern, const char *module, bool *hit) {
-    enum { MATCH_LIMIT = 100000 };
-    int code;
-    size_t offset;
-    *hit = false;
-    pcre2_code *regex = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED, &code, &offset, NULL);
-    if (!regex)
-        return ql_fail(QL_FORMAT, "quantization_config: dynamic \"%s\" is no valid pattern at %zu", pattern, offset);
-    pcre2_match_data *match = pcre2_match_data_create_from_pattern(regex, NULL);
-    pcre2_match_context *limits = pcre2_match_context_create(NULL);
-    if (limits) pcre2_set_match_limit(limits, MATCH_LIMIT);
-    code = match && limits ? pcre2_match(regex, (PCRE2_SPTR)module, PCRE2_ZERO_TERMINATED, 0, 0, match, limits)
-                           : PCRE2_ERROR_NOMEMORY;
-    pcre2_match_context_free(limits);
-    pcre2_match_data_free(match);
-    pcre2_code_free(regex);
-    *hit = code >= 0;
-    if (code >= 0 || code == PCRE2_ERROR_NOMATCH) return QL_OK;
-    return ql_fail(code == PCRE2_ERROR_NOMEMORY ? QL_NOMEM : QL_FORMAT,
-                   "quantization_config: dynamic \"%s\" on %s: PCRE2 error %d", pattern, module, code);
-}
-
 /* Is the module's kind among the quantized ones?  Lists of lists, sometimes a flat list. */
 static bool is_listed(const json_t *kinds, const char *module) {
     size_t i;
     json_t *kind;
     json_array_foreach(kinds, i, kind) {
         if (json_is_array(kind) ? is_listed(kind, module)
-                                : json_is_string(kind) && ends_with(module, json_string_value(kind)))
+                                : json_is_string(kind) && layout_ends_with(module, json_string_value(kind)))
             return true;
     }
     return false;
 }
 
 ql_status layout_gptq_rule(const layout_scheme *scheme, const char *module, layout_rule *rule) {
-    *rule = listed_rule(scheme, module, strlen(module), "");
+    *rule = layout_listed_rule(scheme, module, strlen(module), "");
     if (scheme->modules_in_block && !is_listed(scheme->modules_in_block, module)) rule->skipped = true;
     const char *key;
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)scheme->dynamic, key, value) {
         bool negative = strncmp(key, "-:", 2) == 0, hit;
-        QL_TRY(matches(negative || strncmp(key, "+:", 2) == 0 ? key + 2 : key, module, &hit));
+        QL_TRY(layout_matches("dynamic", negative || strncmp(key, "+:", 2) == 0 ? key + 2 : key, module, &hit));
         if (!hit) continue;
         int64_t bits = rule->bits, group = rule->group;
         QL_TRY(ql_json_int_or(value, key, "bits", 1, 64, &bits));

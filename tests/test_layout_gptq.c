@@ -80,6 +80,16 @@ static layout_scheme scheme_of(const qmodule *q, int version) {
                            .damp = 0.01};
 }
 
+static ql_status encode(const qmodule *q, int version, layout_tensors *out) {
+    const layout_scheme scheme = {.version = version};
+    return layout_encode(&scheme, q, arena, out);
+}
+
+static const char *obstacle(int64_t n, int64_t k, int bits, int64_t group) {
+    const layout_scheme scheme = {0};
+    return layout_obstacle(&scheme, n, k, (layout_rule){.bits = bits, .group = group}, arena);
+}
+
 static void save_text(const char *name, const char *text) {
     char path[128];
     snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -88,7 +98,7 @@ static void save_text(const char *name, const char *text) {
 
 static void save_config(const layout_scheme *scheme) {
     json_t *quantization;
-    assert_ok(layout_gptq_config(scheme, &quantization));
+    assert_ok(layout_config(scheme, &quantization));
     json_t *config = json_pack("{s:s, s:o}", "model_type", "llama", "quantization_config", quantization);
     char *text = json_dumps(config, JSON_INDENT(2));
     save_text("config.json", text);
@@ -125,8 +135,8 @@ static ql_status read_back(int64_t n, int64_t k, qmodule *out) {
     checkpoint *ck;
     layout_scheme scheme;
     assert_ok(checkpoint_open(dir, &ck));
-    ql_status status = layout_gptq_scheme(ck, &scheme);
-    if (status == QL_OK) status = layout_gptq_decode(ck, &scheme, module, n, k, arena, out);
+    ql_status status = layout_read(ck, &scheme);
+    if (status == QL_OK) status = layout_decode(ck, &scheme, module, n, k, arena, out);
     checkpoint_close(ck);
     return status;
 }
@@ -146,7 +156,7 @@ static void assert_same(const qmodule *a, const qmodule *b) {
 static void write_directory(const qmodule *q, int version, layout_tensors *tensors) {
     layout_scheme scheme = scheme_of(q, version);
     save_config(&scheme);
-    assert_ok(layout_gptq_encode(q, version, arena, tensors));
+    assert_ok(encode(q, version, tensors));
     save_tensors(tensors);
 }
 
@@ -180,7 +190,7 @@ static void encode_known_words(void **state) {
         for (int k = 0; k < 32; k++) set_bits(q.codes + 5 * bits, k * bits, bits, (uint32_t)k & ((1u << bits) - 1));
         for (int version = 1; version <= 2; version++) {
             layout_tensors t;
-            assert_ok(layout_gptq_encode(&q, version, arena, &t));
+            assert_ok(encode(&q, version, &t));
             const uint32_t *qweight = t.data[0], *qzeros = t.data[1];
             for (int w = 0; w < bits && known[i].words[w]; w++) {
                 assert_int_equal(qweight[w * 64 + 5], known[i].words[w]);
@@ -200,7 +210,7 @@ static void encode_every_element_lies_where_the_format_says(void **state) {
         int bits = widths[i];
         qmodule q = make_module(96, 160, bits, 32);
         layout_tensors t;
-        assert_ok(layout_gptq_encode(&q, 1, arena, &t));
+        assert_ok(encode(&q, 1, &t));
         assert_int_equal(t.count, 4);
         const int64_t shapes[4][2] = {{160 * bits / 32, 96}, {5, 96 * bits / 32}, {5, 96}, {160, 0}};
         for (int j = 0; j < 4; j++) {
@@ -227,7 +237,7 @@ static void encode_shapes_of_llama_8b(void **state) {
     (void)state;
     qmodule q = {.name = module, .n = 4096, .k = 14336, .bits = 4, .group = 128};
     layout_tensors t;
-    assert_ok(layout_gptq_encode(&q, 1, arena, &t));
+    assert_ok(encode(&q, 1, &t));
     assert_int_equal(t.tensor[0].shape[0], 1792);
     assert_int_equal(t.tensor[1].shape[0], 112);
     assert_int_equal(t.tensor[1].shape[1], 512);
@@ -237,12 +247,12 @@ static void encode_shapes_of_llama_8b(void **state) {
 
 static void obstacles_are_named(void **state) {
     (void)state;
-    assert_null(layout_gptq_obstacle(96, 160, 3, 32, arena));
-    assert_null(layout_gptq_obstacle(96, 160, 3, -1, arena));
-    assert_string_equal(layout_gptq_obstacle(96, 100, 4, -1, arena), "K = 100 is not a multiple of 32");
-    assert_string_equal(layout_gptq_obstacle(48, 96, 4, 32, arena), "N = 48 is not a multiple of 32");
-    assert_string_equal(layout_gptq_obstacle(32, 96, 4, 64, arena), "K = 96 is not a multiple of the group size 64");
-    assert_string_equal(layout_gptq_obstacle(32, 96, 5, 32, arena), "5 bits; GPTQ files hold 2, 3, 4 or 8");
+    assert_null(obstacle(96, 160, 3, 32));
+    assert_null(obstacle(96, 160, 3, -1));
+    assert_string_equal(obstacle(96, 100, 4, -1), "K = 100 is not a multiple of 32");
+    assert_string_equal(obstacle(48, 96, 4, 32), "N = 48 is not a multiple of 32");
+    assert_string_equal(obstacle(32, 96, 4, 64), "K = 96 is not a multiple of the group size 64");
+    assert_string_equal(obstacle(32, 96, 5, 32), "5 bits; GPTQ files hold 2, 3, 4 or 8");
 }
 
 static void trap08_v1_zero_point_0_is_refused(void **state) {
@@ -250,7 +260,7 @@ static void trap08_v1_zero_point_0_is_refused(void **state) {
     qmodule q = make_module(32, 64, 4, 32), back;
     layout_tensors t;
     q.zero[3] = 0;
-    assert_refused(layout_gptq_encode(&q, 1, arena, &t), QL_MISMATCH, "use v2");
+    assert_refused(encode(&q, 1, &t), QL_MISMATCH, "use v2");
     write_directory(&q, 2, &t);
     assert_ok(read_back(32, 64, &back));
     assert_same(&q, &back);
@@ -258,7 +268,7 @@ static void trap08_v1_zero_point_0_is_refused(void **state) {
     layout_scheme scheme = scheme_of(&q, 1);
     save_config(&scheme);
     q.zero[3] = 1;
-    assert_ok(layout_gptq_encode(&q, 1, arena, &t));
+    assert_ok(encode(&q, 1, &t));
     ((uint32_t *)t.data[1])[0] |= 0xf0;
     save_tensors(&t);
     assert_refused(read_back(32, 64, &back), QL_FORMAT, "loaders read differently");
@@ -269,7 +279,7 @@ static void trap09_a_zero_point_too_large_cannot_damage_its_neighbour(void **sta
     qmodule q = make_module(32, 64, 3, 32);
     layout_tensors t;
     q.zero[5] = 8;
-    assert_refused(layout_gptq_encode(&q, 1, arena, &t), QL_INTERNAL, "does not fit into 3 bits");
+    assert_refused(encode(&q, 1, &t), QL_INTERNAL, "does not fit into 3 bits");
 }
 
 static void trap12_scales_beyond_f16_are_refused(void **state) {
@@ -279,7 +289,7 @@ static void trap12_scales_beyond_f16_are_refused(void **state) {
         qmodule q = make_module(32, 64, 4, 32);
         layout_tensors t;
         q.scale[7] = bad[i];
-        assert_refused(layout_gptq_encode(&q, 1, arena, &t), QL_MISMATCH, "not a positive FP16 number");
+        assert_refused(encode(&q, 1, &t), QL_MISMATCH, "not a positive FP16 number");
     }
 }
 
@@ -289,7 +299,7 @@ static void trap10_unequal_groups_are_refused(void **state) {
     layout_tensors t;
     permute_groups(&q);
     q.g_idx[0] = 1;
-    assert_refused(layout_gptq_encode(&q, 1, arena, &t), QL_INTERNAL, "more members");
+    assert_refused(encode(&q, 1, &t), QL_INTERNAL, "more members");
     q.g_idx[0] = 0;
     write_directory(&q, 1, &t);
     ((int32_t *)t.data[3])[0] = 1;
@@ -483,7 +493,7 @@ static void config_of_the_recommended_profile(void **state) {
                             .version = 1,
                             .damp = 0.01};
     json_t *config;
-    assert_ok(layout_gptq_config(&scheme, &config));
+    assert_ok(layout_config(&scheme, &config));
     char *text = json_dumps(config, JSON_COMPACT);
     assert_string_equal(text, "{\"quant_method\":\"gptq\",\"checkpoint_format\":\"gptq\",\"bits\":4,\"group_size\":128,"
                               "\"sym\":true,\"desc_act\":false,\"static_groups\":true,\"true_sequential\":true,"
@@ -500,7 +510,7 @@ static void config_desc_act_only_for_permuted_groups(void **state) {
         layout_scheme scheme = {
             .bits = 4, .group = i & 4 ? -1 : 128, .desc_act = i & 1, .static_groups = (i & 2) != 0, .version = 2};
         json_t *config;
-        assert_ok(layout_gptq_config(&scheme, &config));
+        assert_ok(layout_config(&scheme, &config));
         assert_int_equal(json_is_true(json_object_get(config, "desc_act")), i == 1);
         assert_string_equal(json_string_value(json_object_get(config, "checkpoint_format")), "gptq_v2");
         assert_null(json_object_get(config, "damp_percent")); /* 0 is outside of what AutoGPTQ accepts */
@@ -526,7 +536,7 @@ static void config_exceptions_read_back_as_written(void **state) {
                             .n_overrides = 1,
                             .layers = 2};
     json_t *config;
-    assert_ok(layout_gptq_config(&scheme, &config));
+    assert_ok(layout_config(&scheme, &config));
     const json_t *dynamic = json_object_get(config, "dynamic");
     assert_non_null(json_object_get(dynamic, "-:^model\\.layers\\.0\\.self_attn\\.q(kv)?_proj$"));
     assert_non_null(
@@ -541,20 +551,20 @@ static void config_exceptions_read_back_as_written(void **state) {
     layout_scheme read = {.bits = 4, .group = 128, .dynamic = dynamic};
     layout_rule rule;
     for (const char *const *name = skipped; *name; name++) {
-        assert_ok(layout_gptq_rule(&read, *name, &rule));
+        assert_ok(layout_rule_of(&read, *name, &rule));
         assert_true(rule.skipped);
     }
-    assert_ok(layout_gptq_rule(&read, "model.layers.0.self_attn.qkv_proj", &rule));
+    assert_ok(layout_rule_of(&read, "model.layers.0.self_attn.qkv_proj", &rule));
     assert_true(rule.skipped);
-    assert_ok(layout_gptq_rule(&read, "model.layers.10.self_attn.q_proj", &rule)); /* not layer 1 or 0 */
+    assert_ok(layout_rule_of(&read, "model.layers.10.self_attn.q_proj", &rule)); /* not layer 1 or 0 */
     assert_true(!rule.skipped && rule.bits == 4 && rule.group == 128);
-    assert_ok(layout_gptq_rule(&read, "model.layers.1.self_attn.o_proj", &rule));
+    assert_ok(layout_rule_of(&read, "model.layers.1.self_attn.o_proj", &rule));
     assert_true(!rule.skipped && rule.bits == 8 && rule.group == 64);
     read = (layout_scheme){
         .bits = 4, .group = 128, .modules_in_block = json_object_get(config, "modules_in_block_to_quantize")};
-    assert_ok(layout_gptq_rule(&read, "model.layers.5.mlp.down_proj", &rule));
+    assert_ok(layout_rule_of(&read, "model.layers.5.mlp.down_proj", &rule));
     assert_true(rule.skipped);
-    assert_ok(layout_gptq_rule(&read, "model.layers.5.mlp.up_proj", &rule));
+    assert_ok(layout_rule_of(&read, "model.layers.5.mlp.up_proj", &rule));
     assert_false(rule.skipped);
     json_decref(config);
 }
@@ -564,20 +574,20 @@ static void config_explosive_pattern_ends(void **state) {
     json_t *dynamic = json_pack("{s:{}}", "-:(a+)+$");
     layout_scheme read = {.bits = 4, .group = 128, .dynamic = dynamic};
     layout_rule rule;
-    assert_refused(layout_gptq_rule(&read, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", &rule),
-                   QL_FORMAT, "PCRE2 error");
+    assert_refused(layout_rule_of(&read, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", &rule), QL_FORMAT,
+                   "PCRE2 error");
     json_decref(dynamic);
     dynamic = json_pack("{s:{}}", "-:(");
     read.dynamic = dynamic;
-    assert_refused(layout_gptq_rule(&read, "a", &rule), QL_FORMAT, "no valid pattern");
+    assert_refused(layout_rule_of(&read, "a", &rule), QL_FORMAT, "no valid pattern");
     json_decref(dynamic);
 }
 
 static void config_that_cannot_be_is_refused(void **state) {
     (void)state;
     static const char *const bad[] = {
-        "{\"quantization_config\": {\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 32}}",
-        "awq",
+        "{\"quantization_config\": {\"quant_method\": \"aqlm\", \"bits\": 4, \"group_size\": 32}}",
+        "aqlm",
         "{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 5, \"group_size\": 32}}",
         "bits = 5",
         "{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 0}}",

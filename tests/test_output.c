@@ -98,7 +98,7 @@ static void quantized_modules_read_back_exactly(void **state) {
     checkpoint *out;
     layout_scheme scheme;
     assert_ok(checkpoint_open(target, &out));
-    assert_ok(layout_gptq_scheme(out, &scheme));
+    assert_ok(layout_read(out, &scheme));
     assert_int_equal(checkpoint_file_count(out), 1);
     assert_false(exists(target, "model.safetensors.index.json"));
     for (int64_t layer = 0; layer < 2; layer++) {
@@ -106,7 +106,7 @@ static void quantized_modules_read_back_exactly(void **state) {
         tiny_quantize(ck, &config, layer, &asymmetric, arena, expected);
         for (int id = 0; id < LINEARS; id++) {
             const qmodule *e = &expected[id];
-            assert_ok(layout_gptq_decode(out, &scheme, e->name, e->n, e->k, arena, &actual));
+            assert_ok(layout_decode(out, &scheme, e->name, e->n, e->k, arena, &actual));
             assert_memory_equal(actual.codes, e->codes, (size_t)(e->n * ql_packed_words(e->k, 4)) * 4);
             assert_memory_equal(actual.scale, e->scale, (size_t)(e->n * ql_groups(e->k, 32)) * sizeof(float));
             assert_memory_equal(actual.zero, e->zero, (size_t)(e->n * ql_groups(e->k, 32)));
@@ -333,9 +333,9 @@ static void skipped_and_overridden_modules(void **state) {
     qmodule q;
     assert_ok(checkpoint_open(target, &out));
     assert_string_equal(checkpoint_find(out, "model.layers.1.mlp.down_proj.weight")->dtype_name, "F16");
-    assert_false(layout_gptq_has(out, "model.layers.1.mlp.down_proj"));
-    assert_ok(layout_gptq_scheme(out, &read));
-    assert_ok(layout_gptq_decode(out, &read, "model.layers.0.mlp.down_proj", 64, 96, arena, &q));
+    assert_ok(layout_read(out, &read));
+    assert_false(layout_has(out, &read, "model.layers.1.mlp.down_proj"));
+    assert_ok(layout_decode(out, &read, "model.layers.0.mlp.down_proj", 64, 96, arena, &q));
     assert_int_equal(q.bits, 8);
     assert_int_equal(q.group, 96);
     checkpoint_close(out);

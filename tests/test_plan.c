@@ -61,7 +61,7 @@ static plan make(const model_config *config, const recipe *r, int64_t n_seq, int
     plan_rates rates;
     plan p;
     plan_default_rates(gpu, 2, &rates);
-    assert_ok(modules_resolve(r, config, arena, &modules));
+    assert_ok(modules_resolve(r, LAYOUT_GPTQ, config, arena, &modules));
     const plan_request request = {.config = config,
                                   .recipe = r,
                                   .modules = &modules,
@@ -182,7 +182,7 @@ static void modules_that_no_file_holds_stay(void **state) {
     model_config config = small(128, 192, 3, 1, 20);
     recipe r = recipe_of(NULL);
     module_table t;
-    assert_ok(modules_resolve(&r, &config, arena, &t));
+    assert_ok(modules_resolve(&r, LAYOUT_GPTQ, &config, arena, &t));
     for (int64_t layer = 0; layer < 2; layer++) {
         assert_true(skips(&t, layer, LIN_Q) && skips(&t, layer, LIN_K) && skips(&t, layer, LIN_V) &&
                     skips(&t, layer, LIN_O));
@@ -193,7 +193,7 @@ static void modules_that_no_file_holds_stay(void **state) {
     assert_string_equal(t.skipped[0], "model.layers.0.self_attn.q_proj");
     assert_null(t.skipped[10]);
     recipe fine = recipe_of("version: 1\ngroup_size: 64\n");
-    assert_ok(modules_resolve(&fine, &config, arena, &t));
+    assert_ok(modules_resolve(&fine, LAYOUT_GPTQ, &config, arena, &t));
     assert_false(skips(&t, 0, LIN_DOWN));
 }
 
@@ -203,12 +203,12 @@ static void fused_modules_stay_together(void **state) {
     model_config config = small(128, 256, 8, 1, 16);
     recipe r = recipe_of(NULL);
     module_table t;
-    assert_ok(modules_resolve(&r, &config, arena, &t));
+    assert_ok(modules_resolve(&r, LAYOUT_GPTQ, &config, arena, &t));
     assert_true(skips(&t, 1, LIN_Q) && skips(&t, 1, LIN_K) && skips(&t, 1, LIN_V));
     assert_false(skips(&t, 1, LIN_O));
     /* Skipping one on request is the user's business: its fellows are quantized. */
     recipe one = recipe_of("version: 1\noverrides:\n- {match: 'layers\\.0\\.mlp\\.up', skip: true}\n");
-    assert_ok(modules_resolve(&one, &config, arena, &t));
+    assert_ok(modules_resolve(&one, LAYOUT_GPTQ, &config, arena, &t));
     assert_true(skips(&t, 0, LIN_UP) && !skips(&t, 0, LIN_GATE) && !skips(&t, 1, LIN_UP));
 }
 
@@ -217,7 +217,7 @@ static void nothing_left_is_refused(void **state) {
     model_config config = small(128, 256, 2, 2, 64);
     recipe r = recipe_of("version: 1\noverrides:\n- {match: '.', skip: true}\n");
     module_table t;
-    assert_refused(modules_resolve(&r, &config, arena, &t), QL_MISMATCH, "nothing is left");
+    assert_refused(modules_resolve(&r, LAYOUT_GPTQ, &config, arena, &t), QL_MISMATCH, "nothing is left");
 }
 
 /* ---- targets ---------------------------------------------------------------------------------------------------------------- */
@@ -226,7 +226,7 @@ static const char *target_reason(const model_config *config, const char *text, t
     recipe r = recipe_of(text);
     module_table t;
     char *reason;
-    assert_ok(modules_resolve(&r, config, arena, &t));
+    assert_ok(modules_resolve(&r, LAYOUT_GPTQ, config, arena, &t));
     assert_ok(modules_target_obstacle(&t, &r, config, target, arena, &reason));
     return reason;
 }

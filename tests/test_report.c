@@ -78,14 +78,14 @@ static plan plan_of(const quantize_request *job) {
     plan p;
     plan_default_rates(false, 1, &rates);
     assert_ok(model_open(ctx, model_dir, &m));
-    assert_ok(modules_resolve(&job->recipe, &m.config, arena, &modules));
+    assert_ok(modules_resolve(&job->recipe, output_layout(job->format), &m.config, arena, &modules));
     const plan_request request = {.config = &m.config,
                                   .recipe = &job->recipe,
                                   .modules = &modules,
                                   .n_seq = 8,
                                   .seq_len = 16,
                                   .mode = job->mode,
-                                  .dense = job->format == OUTPUT_DENSE,
+                                  .format = job->format,
                                   .shard_size = job->shard_size,
                                   .rates = &rates};
     assert_ok(plan_make(&request, arena, &p));

@@ -136,7 +136,7 @@ void tiny_quantize(const checkpoint *ck, const model_config *config, int64_t lay
         layout_rule rule;
         qmodule *q = &modules[id];
         module_name(name, layer, (linear_id)id);
-        assert_ok(layout_gptq_rule(scheme, name, &rule));
+        assert_ok(layout_rule_of(scheme, name, &rule));
         *q = (qmodule){.bits = rule.bits};
         if (rule.skipped) continue;
         assert_ok(ql_arena_string(arena, name, &copy));

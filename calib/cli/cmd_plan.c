@@ -63,7 +63,7 @@ static ql_status read_output(inputs *in) {
     int format = OUTPUT_GPTQ;
     in->request.shard_size = 5000000000u;
     QL_TRY(cli_choice(in->args, "format", output_format_names, &format));
-    in->request.dense = format == OUTPUT_DENSE;
+    in->request.format = (output_format)format;
     return cli_bytes(in->args, "shard-size", &in->request.shard_size);
 }
 
@@ -112,9 +112,9 @@ static ql_status read_inputs(const cli *args, ql_arena *arena, inputs *in) {
     *in = (inputs){.args = args, .arena = arena, .model_dir = cli_value(args, "model")};
     QL_TRY(cli_recipe(args, arena, &in->recipe));
     QL_TRY(read_model(in));
-    QL_TRY(modules_resolve(&in->recipe, &in->config, arena, &in->modules));
-    QL_TRY(read_rows(in));
     QL_TRY(read_output(in));
+    QL_TRY(modules_resolve(&in->recipe, output_layout(in->request.format), &in->config, arena, &in->modules));
+    QL_TRY(read_rows(in));
     QL_TRY(choose_device(in));
     in->request.config = &in->config;
     in->request.recipe = &in->recipe;
@@ -242,7 +242,7 @@ static const cli_option options[] = {
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
     {"stats", 0, "DIR", false, "statistics come from a store (qalib calibrate): no rows, no forward pass"},
     {"statistics", 0, "MODE", false, "propagated (default) or fp, as in quantize"},
-    {"format", 'f', "NAME", false, "gptq (default), gptq_v2 or dense"},
+    {"format", 'f', "NAME", false, "gptq (default), gptq_v2, awq or dense"},
     {"shard-size", 0, "BYTES", false, "largest file of the output (default: 5GB)"},
     {"samples", 'n', "N", false, "without rows: how many there will be (default: 128)"},
     {"seqlen", 'l', "N", false, "without rows: tokens of each (default: 2048, or what the model allows)"},

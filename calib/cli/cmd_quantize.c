@@ -100,7 +100,7 @@ static const cli_option options[] = {
     {"statistics", 0, "MODE", false, "of --calib: propagated (through what is already quantized; default) or fp"},
     {"work", 'w', "DIR", false, "committed layers and journal (default: OUTPUT.work)"},
     {"resume", 0, NULL, false, "go on where an interrupted job stopped; content with a finished one"},
-    {"format", 'f', "NAME", false, "gptq (default), gptq_v2, or dense: a plain 16-bit checkpoint of the result"},
+    {"format", 'f', "NAME", false, "gptq (default), gptq_v2, awq, or dense: a plain 16-bit checkpoint"},
     {"shard-size", 0, "BYTES", false, "largest file, for instance 500MB (default: 5GB)"},
     {NULL, 0, NULL, false, NULL},
 };
