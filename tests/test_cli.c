@@ -184,7 +184,9 @@ static void choices_are_listed(void **state) {
 
 /* ---- a recipe from options ---------------------------------------------------------------------------------------------- */
 
-#define RECIPE(r, ...) (PARSE(&args, "a", "-mx", __VA_ARGS__) == QL_OK ? cli_recipe(args, arena, r) : QL_INTERNAL)
+#define RECIPE(r, ...)                                                                                                 \
+    (PARSE(&args, "a", "-mx", __VA_ARGS__) == QL_OK ? cli_recipe(args, cli_value(args, "scheme"), arena, r)            \
+                                                    : QL_INTERNAL)
 
 static void options_win_over_the_recipe_file(void **state) {
     (void)state;

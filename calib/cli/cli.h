@@ -51,9 +51,9 @@ ql_status cli_choice(const cli *args, const char *option, const char *const choi
 /* "5GB", "500MB" (powers of ten), "4GiB" (powers of two) or plain bytes. */
 ql_status cli_bytes(const cli *args, const char *option, uint64_t *value);
 /* The options that say what to do with a model, for commands whose `shared` table this is.  cli_recipe puts them together: defaults,
- * then the recipe file or the scheme, then the single options, then recipe_check. */
+ * then the recipe file or the scheme (one name of --scheme's list, NULL without), then the single options, then recipe_check. */
 extern const cli_option cli_recipe_options[];
-ql_status cli_recipe(const cli *args, ql_arena *arena, recipe *r);
+ql_status cli_recipe(const cli *args, const char *scheme, ql_arena *arena, recipe *r);
 
 /* Opens the context that --device and --threads ask for. */
 ql_status cli_open_ctx(const cli *args, ql_ctx **ctx);

@@ -110,7 +110,7 @@ static ql_status choose_device(inputs *in) {
 
 static ql_status read_inputs(const cli *args, ql_arena *arena, inputs *in) {
     *in = (inputs){.args = args, .arena = arena, .model_dir = cli_value(args, "model")};
-    QL_TRY(cli_recipe(args, arena, &in->recipe));
+    QL_TRY(cli_recipe(args, cli_value(args, "scheme"), arena, &in->recipe));
     QL_TRY(read_model(in));
     QL_TRY(read_output(in));
     QL_TRY(modules_resolve(&in->recipe, output_layout(in->request.format), &in->config, arena, &in->modules));

@@ -6,8 +6,19 @@
 #include "calib/job.h"
 #include "calib/report.h"
 
-/* The recipe of the flags that quantize and plan share: file or scheme first, flags over it. */
-static ql_status resolve_mode(const cli *args, quantize_request *r) {
+enum { MOST_SCHEMES = 32 };
+
+/* What the command line asks for: one output in --output itself, or one per name of --scheme beneath it. */
+typedef struct order {
+    int count;
+    const char *name[MOST_SCHEMES]; /* of the scheme; NULL: none was named */
+    quantize_request request[MOST_SCHEMES];
+    json_t *report[MOST_SCHEMES];
+} order;
+
+/* ---- the statistics ------------------------------------------------------------------------------------------------------- */
+
+static ql_status find_statistics(const cli *args, quantize_request *r) {
     static const char *const names[] = {"propagated", "fp", NULL};
     int choice = 0;
     r->tokens_path = cli_value(args, "calib");
@@ -16,77 +27,144 @@ static ql_status resolve_mode(const cli *args, quantize_request *r) {
         return ql_fail(QL_USAGE,
                        "--calib and --stats: give the rows or the statistics that were made of them, not both");
     QL_TRY(cli_choice(args, "statistics", names, &choice));
+    if (r->stats_dir && cli_has(args, "statistics") && choice == 0)
+        return ql_fail(QL_USAGE, "--stats holds full-precision statistics; --statistics propagated needs --calib");
     r->mode = choice == 0 ? STATISTICS_PROPAGATED : STATISTICS_FP;
-    if (r->stats_dir) {
-        if (cli_has(args, "statistics") && r->mode != STATISTICS_FP)
-            return ql_fail(QL_USAGE, "--stats holds full-precision statistics; --statistics propagated needs --calib");
-        r->mode = STATISTICS_FP;
-    }
-    bool smooths = r->recipe.smoothing != SMOOTHING_NONE;
-    bool needs_data = r->recipe.base.method != METHOD_RTN || smooths || r->recipe.clip;
-    if (smooths && cli_has(args, "statistics") && r->mode != STATISTICS_FP)
+    return QL_OK;
+}
+
+/* GPTQ gains by propagation where errors are large; everything else shares one pass.  Smoothing looks at a whole block at once. */
+static statistics_mode mode_of_scheme(const recipe *r) {
+    return r->base.method == METHOD_GPTQ && r->base.bits < 4 ? STATISTICS_PROPAGATED : STATISTICS_FP;
+}
+
+static ql_status resolve_mode(const cli *args, const char *scheme, quantize_request *r) {
+    const recipe *wish = &r->recipe;
+    bool smooths = wish->smoothing != SMOOTHING_NONE, asked = cli_has(args, "statistics");
+    bool needs_data = wish->base.method != METHOD_RTN || smooths || wish->clip;
+    QL_TRY(find_statistics(args, r));
+    if (smooths && asked && r->mode != STATISTICS_FP)
         return ql_fail(QL_USAGE, "--smoothing chooses all scales of a block at once: it needs --statistics fp");
-    if (smooths) r->mode = STATISTICS_FP;
+    if (scheme && !asked) r->mode = mode_of_scheme(wish);
+    if (r->stats_dir || smooths) r->mode = STATISTICS_FP;
     if (!r->tokens_path && !r->stats_dir) r->mode = STATISTICS_NONE;
     if (needs_data && r->mode == STATISTICS_NONE)
         return ql_fail(QL_USAGE, "%s%s needs data: --calib tokens.h5 or --stats DIR",
-                       smooths          ? "--smoothing"
-                       : r->recipe.clip ? "--clip"
-                                        : "--method ",
-                       smooths || r->recipe.clip ? "" : method_names[r->recipe.base.method]);
-    if (r->recipe.literature && needs_data && r->mode != STATISTICS_PROPAGATED)
+                       smooths      ? "--smoothing"
+                       : wish->clip ? "--clip"
+                                    : "--method ",
+                       smooths || wish->clip ? "" : method_names[wish->base.method]);
+    if (wish->literature && needs_data && r->mode != STATISTICS_PROPAGATED)
         return ql_fail(QL_USAGE, "--literature propagates through quantized blocks: it needs --calib, not %s",
                        r->stats_dir ? "--stats" : "--statistics fp");
     return QL_OK;
 }
 
-static ql_status default_work_dir(quantize_request *r, ql_arena *arena) {
-    if (r->work_dir) return QL_OK;
-    size_t length = strlen(r->out_dir);
-    char *work;
-    while (length > 1 && r->out_dir[length - 1] == '/') length--;
-    QL_TRY(ql_arena_format(arena, &work, "%.*s.work", (int)length, r->out_dir));
+/* ---- the order ------------------------------------------------------------------------------------------------------------ */
+
+static ql_status without_slashes(const char *path, ql_arena *arena, char **out) {
+    size_t length = strlen(path);
+    while (length > 1 && path[length - 1] == '/') length--;
+    return ql_arena_format(arena, out, "%.*s", (int)length, path);
+}
+
+/* OUT and OUT.work, or OUT/<scheme> and OUT.work/<scheme>. */
+static ql_status choose_directories(const cli *args, const char *scheme, ql_arena *arena, quantize_request *r) {
+    char *out, *work;
+    const char *given = cli_value(args, "work");
+    QL_TRY(without_slashes(cli_value(args, "output"), arena, &out));
+    if (given) QL_TRY(without_slashes(given, arena, &work));
+    else QL_TRY(ql_arena_format(arena, &work, "%s.work", out));
+    if (scheme) QL_TRY(ql_arena_format(arena, &out, "%s/%s", out, scheme));
+    if (scheme) QL_TRY(ql_arena_format(arena, &work, "%s/%s", work, scheme));
+    r->out_dir = out;
     r->work_dir = work;
     return QL_OK;
 }
 
-static ql_status parse(const cli *args, ql_arena *arena, quantize_request *r) {
+static ql_status take_request(const cli *args, const char *scheme, ql_arena *arena, quantize_request *r) {
     int format = OUTPUT_GPTQ;
     *r = (quantize_request){
         .model_dir = cli_value(args, "model"),
-        .out_dir = cli_value(args, "output"),
-        .work_dir = cli_value(args, "work"),
         .shard_size = 5000000000u,
         .resume = cli_has(args, "resume"),
         .progress = cli_progress(args),
     };
-    QL_TRY(cli_recipe(args, arena, &r->recipe));
+    QL_TRY(cli_recipe(args, scheme, arena, &r->recipe));
     QL_TRY(cli_choice(args, "format", output_format_names, &format));
     QL_TRY(cli_bytes(args, "shard-size", &r->shard_size));
     r->format = (output_format)format;
-    QL_TRY(resolve_mode(args, r));
-    return default_work_dir(r, arena);
+    QL_TRY(resolve_mode(args, scheme, r));
+    return choose_directories(args, scheme, arena, r);
+}
+
+/* "a,b,c": each name once. */
+static ql_status take_schemes(const char *list, ql_arena *arena, order *o) {
+    char *rest, *name;
+    QL_TRY(ql_arena_string(arena, list, &rest));
+    while ((name = strsep(&rest, ","))) {
+        for (int i = 0; i < o->count; i++)
+            if (strcmp(o->name[i], name) == 0) return ql_fail(QL_USAGE, "--scheme: %s is given twice", name);
+        if (o->count == MOST_SCHEMES) return ql_fail(QL_USAGE, "--scheme: more than %d names", MOST_SCHEMES);
+        o->name[o->count++] = name;
+    }
+    return QL_OK;
+}
+
+static ql_status parse(const cli *args, ql_arena *arena, order *o) {
+    const char *schemes = cli_value(args, "scheme");
+    if (schemes) QL_TRY(take_schemes(schemes, arena, o));
+    else o->count = 1;
+    for (int i = 0; i < o->count; i++) QL_TRY(take_request(args, o->name[i], arena, &o->request[i]));
+    return QL_OK;
+}
+
+/* ---- the work --------------------------------------------------------------------------------------------------------------- */
+
+/* What shares full-precision statistics, or needs none, goes in one pass; where rows follow the result, each has its own. */
+static ql_status run_all(ql_ctx *ctx, order *o) {
+    quantize_request shared[MOST_SCHEMES];
+    json_t *reports[MOST_SCHEMES];
+    int place[MOST_SCHEMES], count = 0;
+    for (int i = 0; i < o->count; i++)
+        if (o->request[i].mode != STATISTICS_PROPAGATED) place[count] = i, shared[count++] = o->request[i];
+    if (count > 0) QL_TRY(quantize_run(ctx, shared, count, reports));
+    for (int i = 0; i < count; i++) o->report[place[i]] = reports[i];
+    for (int i = 0; i < o->count; i++)
+        if (o->request[i].mode == STATISTICS_PROPAGATED) QL_TRY(quantize_run(ctx, &o->request[i], 1, &o->report[i]));
+    return QL_OK;
+}
+
+static void print_json(const order *o) {
+    json_t *outputs = json_object();
+    for (int i = 0; o->name[0] && i < o->count; i++) json_object_set(outputs, o->name[i], o->report[i]);
+    json_t *whole = o->name[0] ? json_pack("{s:O}", "outputs", outputs) : json_incref(o->report[0]);
+    json_dumpf(whole, stdout, JSON_INDENT(2));
+    putchar('\n');
+    json_decref(whole);
+    json_decref(outputs);
+}
+
+static void print_result(const quantize_request *r, const json_t *report) {
+    report_print(report);
+    printf("next: qalib verify %s ; qalib eval -m %s --tokens eval.h5 --base %s\n", r->out_dir, r->out_dir,
+           r->model_dir);
+    printf("load: vllm serve %s\n", r->out_dir);
 }
 
 static ql_status run(const cli *args) {
-    quantize_request request;
+    order o = {0};
     ql_arena *arena;
     ql_ctx *ctx = NULL;
-    json_t *report = NULL;
     QL_TRY(ql_arena_open(NULL, &arena));
-    ql_status status = parse(args, arena, &request);
+    ql_status status = parse(args, arena, &o);
     if (status == QL_OK) status = cli_open_ctx(args, &ctx);
-    if (status == QL_OK) status = quantize_run(ctx, &request, 1, &report);
-    if (status == QL_OK && cli_has(args, "json")) {
-        json_dumpf(report, stdout, JSON_INDENT(2));
-        putchar('\n');
-    } else if (status == QL_OK) {
-        report_print(report);
-        printf("next: qalib verify %s ; qalib eval -m %s --tokens eval.h5 --base %s\n", request.out_dir,
-               request.out_dir, request.model_dir);
-        printf("load: vllm serve %s\n", request.out_dir);
+    if (status == QL_OK) status = run_all(ctx, &o);
+    if (status == QL_OK && cli_has(args, "json")) print_json(&o);
+    for (int i = 0; i < o.count; i++) {
+        if (status == QL_OK && !cli_has(args, "json")) print_result(&o.request[i], o.report[i]);
+        json_decref(o.report[i]);
     }
-    json_decref(report);
     ql_ctx_close(ctx);
     ql_arena_close(arena);
     return status;
@@ -94,10 +172,12 @@ static ql_status run(const cli *args) {
 
 static const cli_option options[] = {
     {"model", 'm', "DIR", true, "model directory (config.json and safetensors, 16 or 32 bits)"},
-    {"output", 'o', "DIR", true, "where the quantized model goes; must not exist or be empty"},
+    {"output", 'o', "DIR", true, "where the model goes, or with --scheme OUTPUT/<scheme>; must not exist or be empty"},
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
     {"stats", 0, "DIR", false, "statistics of qalib calibrate instead: no forward pass"},
-    {"statistics", 0, "MODE", false, "of --calib: propagated (through what is already quantized; default) or fp"},
+    {"statistics", 0, "MODE", false,
+     "of --calib: propagated (through what is already quantized; default) or fp (default of a scheme but GPTQ below 4 "
+     "bits)"},
     {"work", 'w', "DIR", false, "committed layers and journal (default: OUTPUT.work)"},
     {"resume", 0, NULL, false, "go on where an interrupted job stopped; content with a finished one"},
     {"format", 'f', "NAME", false, "gptq (default), gptq_v2, awq, or dense: a plain 16-bit checkpoint"},
@@ -113,7 +193,7 @@ const cli_command cmd_quantize = {
     .details =
         "Every finished layer is committed; a job that was killed goes on with --resume and gives the same bytes.",
     .examples = "qalib quantize -m MODEL -o OUT --method gptq --bits 4 --group-size 128 --sym --calib tokens.h5\n"
-                "qalib quantize -m MODEL -o OUT --scheme W4A16-GPTQ-g128 --stats STATS\n"
+                "qalib quantize -m MODEL -o OUT --scheme W4A16-GPTQ-g128,W8A16-RTN-g128 --stats STATS\n"
                 "qalib quantize -m MODEL -o OUT --method rtn --bits 8 --group-size -1",
     .run = run,
 };

@@ -6,7 +6,7 @@
 
 const cli_option cli_recipe_options[] = {
     {"recipe", 'r', "FILE", false, "YAML recipe; the options below win over it"},
-    {"scheme", 0, "NAME", false, "method, bits and group in one word: W4A16-GPTQ-g128, W3A16-RTN-g64, ..."},
+    {"scheme", 0, "NAME,...", false, "method, bits and group in one word: W4A16-GPTQ-g128, W3A16-RTN-g64, ..."},
     {"method", 0, "NAME", false, "rtn or gptq (default: gptq)"},
     {"bits", 'b', "N", false, "2, 3, 4 or 8 (default: 4)"},
     {"group-size", 'g', "N", false, "inputs per scale: 32, 64, 128, or -1 for a whole row (default: 128)"},
@@ -76,8 +76,8 @@ static ql_status take_order(const cli *args, recipe *r) {
     return QL_OK;
 }
 
-ql_status cli_recipe(const cli *args, ql_arena *arena, recipe *r) {
-    const char *file = cli_value(args, "recipe"), *scheme = cli_value(args, "scheme");
+ql_status cli_recipe(const cli *args, const char *scheme, ql_arena *arena, recipe *r) {
+    const char *file = cli_value(args, "recipe");
     recipe_defaults(r);
     if (file && scheme) return ql_fail(QL_USAGE, "--recipe and --scheme: give one of them");
     if (file) QL_TRY(recipe_load(file, arena, r));

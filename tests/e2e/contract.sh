@@ -18,6 +18,18 @@ holds "$tmp/eval.json" '0 <= j["kld_median"] <= j["kld_p99"] <= j["kld_max"] and
 "$qalib" quantize -m "$demo/model" -o "$tmp/fresh" --method gptq --bits 3 --group-size 64 --asym --calib "$demo/demo-calib.h5" --statistics fp >/dev/null
 for shard in "$tmp"/fresh/*.safetensors; do cmp "$shard" "$tmp/from-store/$(basename "$shard")" || fail "store and fresh pass differ"; done
 
+# Several schemes in one run, killed by nothing and resumed for nothing: the bytes that each gives alone.
+"$build/make_model" "$tmp/model" --layers 2 --rows 8 --seqlen 32 --tokens "$tmp/tokens.h5"
+schemes=W4A16-GPTQ-g64,W8A16-RTN-g64,W3A16-GPTQ-g64
+"$qalib" quantize -m "$tmp/model" -o "$tmp/list" --scheme $schemes --calib "$tmp/tokens.h5" >/dev/null 2>&1
+"$qalib" quantize -m "$tmp/model" -o "$tmp/list" --scheme $schemes --calib "$tmp/tokens.h5" --resume --json >"$tmp/list.json" 2>/dev/null
+holds "$tmp/list.json" '{k: v["statistics"] for k, v in j["outputs"].items()} == {"W4A16-GPTQ-g64": "fp", "W8A16-RTN-g64": "fp", "W3A16-GPTQ-g64": "propagated"}'
+for scheme in ${schemes//,/ }; do
+    "$qalib" quantize -m "$tmp/model" -o "$tmp/alone" --scheme "$scheme" --calib "$tmp/tokens.h5" >/dev/null 2>&1
+    same_files "$tmp/list/$scheme" "$tmp/alone/$scheme"
+done
+expect 64 "given twice" "$qalib" quantize -m "$tmp/model" -o "$tmp/twice" --scheme W4A16-RTN,W4A16-RTN
+
 # Once more, with another number of threads: the same bytes.
 "$qalib" quantize -m "$demo/model" -o "$tmp/again" --method gptq --bits 4 --group-size 128 --sym --calib "$demo/demo-calib.h5" --threads 1 >/dev/null
 same_files "$tmp/out" "$tmp/again"
