@@ -30,6 +30,9 @@ static inline ql_mat ql_cols(ql_mat mat, int64_t first, int64_t count) {
 
 static inline int64_t ql_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+/* Length of a tile that may be the last. */
+static inline int64_t ql_at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
+
 static inline int64_t ql_groups(int64_t k, int64_t group) { return ql_ceil_div(k, group); }
 
 /* 32-bit words of one packed row of ql_qweight. */

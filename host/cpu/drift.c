@@ -11,15 +11,14 @@
 /* As in hessian.c: large tiles are faster, but those of a narrow layer have to feed several threads. */
 enum { TILE = 256, NARROW = 512, NARROW_TILE = 128, PANEL = 64 };
 
-static int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
-
 /* c += y^T x, in fixed tiles that the threads share.  Row-major c is column-major c^T += x^T y. */
 ql_status ql_cpu_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c) {
     const int64_t tile = c.rows > NARROW ? TILE : NARROW_TILE;
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)
     for (int64_t i = 0; i < c.rows; i += tile)
         for (int64_t j = 0; j < c.cols; j += TILE) {
-            const int cols = (int)at_most(TILE, c.cols - j), rows = (int)at_most(tile, c.rows - i), depth = (int)x.rows;
+            const int cols = (int)ql_at_most(TILE, c.cols - j), rows = (int)ql_at_most(tile, c.rows - i),
+                      depth = (int)x.rows;
             const int ldx = (int)x.ld, ldy = (int)y.ld, ldc = (int)c.ld;
             const float one = 1;
             sgemm_("N", "T", &cols, &rows, &depth, &one, (float *)x.data + j, &ldx, (float *)y.data + i, &ldy, &one,
@@ -53,7 +52,7 @@ ql_status ql_cpu_solve(ql_ctx *ctx, ql_mat b, ql_mat r, ql_mat order, ql_mat x) 
         return ql_fail(QL_NOMEM, "solve: no memory for %d panels of %lld columns", ctx->threads, (long long)b.cols);
 #pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
     for (int64_t first = 0; first < b.rows; first += PANEL) {
-        int64_t rows = at_most(PANEL, b.rows - first);
+        int64_t rows = ql_at_most(PANEL, b.rows - first);
         solve_panel(ql_rows(b, first, rows), r, order.data, ql_rows(x, first, rows),
                     work + (int64_t)omp_get_thread_num() * PANEL * b.cols);
     }

@@ -12,13 +12,12 @@
 
 #include "host/cpu/blas.h"
 #include "host/cpu/groups.h"
+#include "host/mat.h"
 #include "host/ops.h"
 
 /* TILE: 512 is 3 % faster at k = 4096 and 20 % slower at 768.  FOLD: two pieces of this height and width stay in the first-level
  * cache even where rows lie a power of two apart.  Measured: perf/LOG.md, "solver". */
 enum { TILE = 256, FOLD = 16 };
-
-static int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
 
 /* ---- r = P (H + shift I) P^T, upper triangle ------------------------------------------------------------------------------ */
 
@@ -36,8 +35,8 @@ static void gather_row(ql_mat h, ql_mat order, int64_t p, float *row) {
 
 static void fold(ql_mat order, ql_mat r, int64_t rows, int64_t cols) {
     float *data = r.data;
-    for (int64_t p = rows; p < at_most(rows + FOLD, r.rows); p++)
-        for (int64_t q = cols > p ? cols : p + 1; q < at_most(cols + FOLD, r.cols); q++) {
+    for (int64_t p = rows; p < ql_at_most(rows + FOLD, r.rows); p++)
+        for (int64_t q = cols > p ? cols : p + 1; q < ql_at_most(cols + FOLD, r.cols); q++) {
             float *above = data + p * r.ld + q, *below = data + q * r.ld + p;
             if (ql_column_at(order, p) > ql_column_at(order, q)) *above = *below;
             *below = 0;
@@ -107,7 +106,7 @@ static ql_status factor(ql_ctx *ctx, ql_mat h, ql_mat order, double shift, ql_ma
     QL_TRY(ql_take(scratch, TILE * TILE, sizeof *copy, &copy));
     gather(ctx, h, order, shift, r);
     for (int64_t corner = (r.cols - 1) / TILE * TILE; corner >= 0; corner -= TILE) {
-        int64_t size = at_most(TILE, r.cols - corner);
+        int64_t size = ql_at_most(TILE, r.cols - corner);
         int64_t bad = factor_tile((float *)r.data + corner * r.ld + corner, r.ld, size, copy);
         if (bad > 0)
             return ql_fail(QL_NUMERIC,

@@ -25,13 +25,11 @@ static void tile_product(ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
     sgemm_("T", "N", &n, &m, &k, &one, w.data, &ldw, x.data, &ldx, &beta, y.data, &ldy);
 }
 
-static int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
-
 ql_status ql_cpu_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)
     for (int64_t c = 0; c < y.cols; c += TILE_COLS)
         for (int64_t r = 0; r < y.rows; r += TILE_ROWS) {
-            int64_t rows = at_most(TILE_ROWS, y.rows - r), cols = at_most(TILE_COLS, y.cols - c);
+            int64_t rows = ql_at_most(TILE_ROWS, y.rows - r), cols = ql_at_most(TILE_COLS, y.cols - c);
             ql_mat tile_bias = ql_is_present(bias) ? ql_cols(bias, c, cols) : bias;
             tile_product(ql_rows(x, r, rows), ql_rows(w, c, cols), tile_bias, ql_cols(ql_rows(y, r, rows), c, cols));
         }

@@ -16,10 +16,9 @@ enum { TILE = 256, NARROW = 512, NARROW_TILE = 128 };
 
 static int64_t tile_of(int64_t k) { return k > NARROW ? TILE : NARROW_TILE; }
 
-static int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
-
 static void tile_f32(ql_mat x, int64_t row, int64_t col, ql_mat h) {
-    const int rows = (int)at_most(tile_of(h.cols), h.rows - row), cols = (int)at_most(tile_of(h.cols), h.cols - col);
+    const int rows = (int)ql_at_most(tile_of(h.cols), h.rows - row),
+              cols = (int)ql_at_most(tile_of(h.cols), h.cols - col);
     const int m = (int)x.rows, ldx = (int)x.ld, ldh = (int)h.ld;
     const float one = 1, *a = (const float *)x.data + row, *b = (const float *)x.data + col;
     float *c = (float *)h.data + row * h.ld + col;
@@ -28,7 +27,8 @@ static void tile_f32(ql_mat x, int64_t row, int64_t col, ql_mat h) {
 }
 
 static void tile_f64(ql_mat x, int64_t row, int64_t col, ql_mat h) {
-    const int rows = (int)at_most(tile_of(h.cols), h.rows - row), cols = (int)at_most(tile_of(h.cols), h.cols - col);
+    const int rows = (int)ql_at_most(tile_of(h.cols), h.rows - row),
+              cols = (int)ql_at_most(tile_of(h.cols), h.cols - col);
     const int m = (int)x.rows, ldx = (int)x.ld, ldh = (int)h.ld;
     const double one = 1, *a = (const double *)x.data + row, *b = (const double *)x.data + col;
     double *c = (double *)h.data + row * h.ld + col;
@@ -55,13 +55,13 @@ ql_status ql_cpu_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
         add_products(ctx, x, h);
         return QL_OK;
     }
-    int64_t rows = at_most(DOUBLE_ROWS, x.rows);
+    int64_t rows = ql_at_most(DOUBLE_ROWS, x.rows);
     size_t bytes = (size_t)(rows * x.cols) * sizeof(double);
     ql_mat panel = ql_mat_of(ql_malloc(bytes), QL_F64, rows, x.cols);
     if (!panel.data) return ql_fail(QL_NOMEM, "hessian: no memory for a panel of %zu bytes", bytes);
     ql_status status = QL_OK;
     for (int64_t first = 0; first < x.rows && status == QL_OK; first += rows) {
-        panel.rows = at_most(rows, x.rows - first);
+        panel.rows = ql_at_most(rows, x.rows - first);
         status = ql_cpu_convert(ctx, ql_rows(x, first, panel.rows), panel);
         add_products(ctx, panel, h);
     }
@@ -91,7 +91,7 @@ static void run_moments(ql_mat x, int64_t first, int64_t count, double *sum_sq, 
 ql_status ql_cpu_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max) {
 #pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
     for (int64_t first = 0; first < x.cols; first += RUN)
-        run_moments(x, first, at_most(RUN, x.cols - first), (double *)sum_sq.data + first,
+        run_moments(x, first, ql_at_most(RUN, x.cols - first), (double *)sum_sq.data + first,
                     (double *)sum_abs.data + first, (float *)min.data + first, (float *)max.data + first);
     return QL_OK;
 }
@@ -104,7 +104,7 @@ enum { BINS = 32768 };
 static void count_row(const float *row, int64_t cols, uint64_t *count) {
     uint16_t bits[RUN];
     for (int64_t first = 0; first < cols; first += RUN) {
-        int64_t run = at_most(RUN, cols - first);
+        int64_t run = ql_at_most(RUN, cols - first);
         for (int64_t c = 0; c < run; c++) bits[c] = ql_f32_to_bf16(fabsf(row[first + c]));
         for (int64_t c = 0; c < run; c++) count[bits[c]]++;
     }

@@ -84,8 +84,6 @@ ql_status ql_cpu_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat
 /* 128 rows of E per panel, blocks of 256 columns: the products stay large, and 1024 outputs still feed eight threads. */
 enum { ROWS = 128, COLS = 256 };
 
-static int64_t at_most(int64_t limit, int64_t left) { return left < limit ? left : limit; }
-
 static double value_at(ql_mat a, int64_t r, int64_t c) {
     int64_t i = r * a.ld + c;
     return a.dtype == QL_F64 ? ((const double *)a.data)[i] : (double)((const float *)a.data)[i];
@@ -147,7 +145,7 @@ static double quadratic_form(workspace s, ql_mat h) {
     if (!ql_is_present(h)) return dot(s.e, s.e);
     double sum = 0;
     for (int64_t col = 0; col < h.cols; col += COLS) {
-        int64_t cols = at_most(COLS, h.cols - col);
+        int64_t cols = ql_at_most(COLS, h.cols - col);
         ql_mat e = ql_cols(s.e, col, cols), t = ql_cols(s.t, 0, cols), d = ql_rows(ql_cols(s.d, 0, cols), 0, cols);
         ql_mat above = ql_cols(ql_rows(h, 0, col), col, cols), block = ql_cols(ql_rows(h, col, cols), col, cols);
         half_block(block, d);
@@ -168,7 +166,7 @@ ql_status ql_cpu_loss(ql_ctx *ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, d
     char *spaces = (char *)(sums + 2 * panels);
 #pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
     for (int64_t p = 0; p < panels; p++) {
-        int64_t rows = at_most(ROWS, w.rows - p * ROWS);
+        int64_t rows = ql_at_most(ROWS, w.rows - p * ROWS);
         workspace s = workspace_at(spaces + (size_t)omp_get_thread_num() * share, dtype, w.cols, rows);
         form_error(ql_rows(w, p * ROWS, rows), ql_rows(q, p * ROWS, rows), s.e);
         sums[2 * p] = quadratic_form(s, h);
