@@ -62,6 +62,9 @@ static ql_status finish(part *p) {
 static ql_status check_finished(part *p) {
     char *path;
     verify_result found;
+    if (!ql_path_exists(p->request->out_dir))
+        return ql_fail(QL_MISSING, "%s: the job had finished, but its output is gone; remove %s to make it again",
+                       p->request->out_dir, p->request->work_dir);
     QL_TRY(verify_directory(p->request->out_dir, NULL, p->host, &found));
     if (found.findings > 0)
         return ql_fail(QL_FORMAT,

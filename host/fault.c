@@ -40,6 +40,7 @@ bool ql_fault(const char *site) {
     pthread_mutex_unlock(&lock);
     if (!fail || chosen_passage <= 0) return false;
     if (strcmp(action, "kill") == 0) raise(SIGKILL);
+    if (strcmp(action, "stop") == 0) return raise(SIGSTOP) != 0;
     if (strcmp(site, "malloc") == 0) errno = ENOMEM;
     else if (strcmp(site, "write") == 0 || strcmp(site, "allocate") == 0) errno = ENOSPC;
     else errno = EIO;

@@ -1,5 +1,5 @@
-/* Fault injection for tests.  QALIB_FAULT=site:n[:once|always|kill] makes the n-th passage (from 1) of a site fail: once, from
- * then on always, or by killing the process.  Sites: malloc, open, read, write, fsync, rename, allocate (disk space).
+/* Fault injection for tests.  QALIB_FAULT=site:n[:once|always|kill|stop] makes the n-th passage (from 1) of a site fail: once, from
+ * then on always, or by killing the process; stop lets it wait there for SIGCONT, and then pass.  Sites: malloc, open, read, write, fsync, rename, allocate (disk space).
  * Compiled in only with -DQL_FAULTS (the test presets); elsewhere a passage is a constant.
  */
 #ifndef HOST_FAULT_H

@@ -24,11 +24,18 @@ struct ql_file {
 struct ql_source {
     int fd;
     uint64_t size;
-    struct timespec modified; /* at opening */
+    struct timespec modified, changed; /* at opening */
+    nlink_t links;                     /* likewise */
     char *path;
 };
 
 /* ---- writing --------------------------------------------------------------------------------------------------------- */
+
+/* What is missing where we write is no input: a directory was removed under us. */
+static ql_status fail_writing(const char *what, const char *path) {
+    ql_status status = ql_fail_errno("%s: cannot %s", path, what);
+    return status == QL_MISSING ? QL_DISK : status;
+}
 
 static ql_status sync_parent(const char *path) {
     char parent[PATH_MAX];
@@ -37,7 +44,7 @@ static ql_status sync_parent(const char *path) {
     if (slash == path) length = 1;
     snprintf(parent, sizeof parent, "%.*s", length, slash ? path : ".");
     int fd = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return ql_fail_errno("%s: cannot open the directory", parent);
+    if (fd < 0) return fail_writing("open the directory", parent);
     ql_status status = QL_OK;
     if (ql_fault("fsync") || fsync(fd) != 0) status = ql_fail_errno("%s: cannot sync the directory", parent);
     close(fd);
@@ -46,12 +53,12 @@ static ql_status sync_parent(const char *path) {
 
 ql_status ql_file_adopt(const char *temporary, const char *path) {
     int fd = open(temporary, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return ql_fail_errno("%s: cannot open", temporary);
+    if (fd < 0) return fail_writing("open", temporary);
     ql_status status = QL_OK;
     if (ql_fault("fsync") || fsync(fd) != 0) status = ql_fail_errno("%s: cannot sync", temporary);
     close(fd);
     if (status == QL_OK && (ql_fault("rename") || rename(temporary, path) != 0))
-        status = ql_fail_errno("%s: cannot rename to %s", temporary, path);
+        status = fail_writing("rename", temporary);
     if (status != QL_OK) {
         unlink(temporary);
         return status;
@@ -91,7 +98,7 @@ ql_status ql_file_create(const char *path, uint64_t size, ql_file **out) {
     }
     unlink(file->temporary); /* a leftover of a killed process: the job's lock says that nobody writes it now */
     if (!ql_fault("open")) file->fd = open(file->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    ql_status status = file->fd < 0 ? ql_fail_errno("%s: cannot create", file->temporary) : reserve(file, size);
+    ql_status status = file->fd < 0 ? fail_writing("create", file->temporary) : reserve(file, size);
     if (status != QL_OK) ql_file_abort(file);
     else *out = file;
     return status;
@@ -141,7 +148,7 @@ ql_status ql_file_save(const char *path, const void *data, size_t size) {
 ql_status ql_file_append(const char *path, const void *data, size_t size) {
     bool existed = ql_path_exists(path);
     int fd = ql_fault("open") ? -1 : open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (fd < 0) return ql_fail_errno("%s: cannot open for appending", path);
+    if (fd < 0) return fail_writing("open for appending", path);
     ql_status status = write_all(fd, path, data, size);
     if (status == QL_OK && (ql_fault("fsync") || fdatasync(fd) != 0)) status = ql_fail_errno("%s: cannot sync", path);
     close(fd);
@@ -172,7 +179,12 @@ ql_status ql_source_open(const char *path, const char *root, ql_source **out) {
     else if (!S_ISREG(info.st_mode)) status = ql_fail(QL_FORMAT, "%s: not a regular file", path);
     ql_source *source = status == QL_OK ? ql_malloc(sizeof *source) : NULL;
     if (source)
-        *source = (ql_source){.fd = fd, .size = (uint64_t)info.st_size, .modified = info.st_mtim, .path = strdup(path)};
+        *source = (ql_source){.fd = fd,
+                              .size = (uint64_t)info.st_size,
+                              .modified = info.st_mtim,
+                              .changed = info.st_ctim,
+                              .links = info.st_nlink,
+                              .path = strdup(path)};
     if (source && source->path) {
         *out = source;
         return QL_OK;
@@ -192,12 +204,17 @@ void ql_source_close(ql_source *source) {
 uint64_t ql_source_size(const ql_source *source) { return source->size; }
 const char *ql_source_path(const ql_source *source) { return source->path; }
 
-/* After a read: bytes that somebody wrote meanwhile are no part of the file that was opened. */
+static bool same_time(struct timespec a, struct timespec b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
+
+/* After a read: bytes that somebody wrote meanwhile are no part of the file that was opened.  The time of modification can be
+ * set back (cp -p, rsync -t); the inode's own cannot, but it also moves when names come and go: another file under this
+ * name is no change of the one that was opened.  A write within one tick of the file system's clock (4 ms; 2 s on FAT) after the
+ * last one before opening is not seen. */
 static ql_status check_unchanged(const ql_source *source) {
     struct stat info;
     if (fstat(source->fd, &info) != 0) return ql_fail_errno("%s", source->path);
-    if ((uint64_t)info.st_size == source->size && info.st_mtim.tv_sec == source->modified.tv_sec &&
-        info.st_mtim.tv_nsec == source->modified.tv_nsec)
+    if ((uint64_t)info.st_size == source->size && same_time(info.st_mtim, source->modified) &&
+        (info.st_nlink != source->links || same_time(info.st_ctim, source->changed)))
         return QL_OK;
     return ql_fail(QL_IO, "%s: changed while it was read", source->path);
 }
@@ -324,6 +341,7 @@ ql_status ql_dir_free_bytes(const char *path, uint64_t *bytes) {
         else if (slash) *slash = 0;
         else part[0] = 0;
     }
-    *bytes = (uint64_t)info.f_bavail * info.f_frsize;
+    /* Some file systems (ramfs, many in user space) count nothing: nobody knows before the writes. */
+    *bytes = info.f_blocks == 0 ? UINT64_MAX : (uint64_t)info.f_bavail * info.f_frsize;
     return QL_OK;
 }

@@ -52,8 +52,8 @@ void ql_sha256(const void *data, size_t size, unsigned char sha256[32]);
 ql_status ql_dir_make(const char *path);
 ql_status ql_dir_is_empty(const char *path, bool *empty);
 ql_status ql_dir_remove(const char *path); /* with everything in it; missing is fine */
-ql_status ql_dir_free_bytes(const char *path,
-                            uint64_t *bytes); /* of the file system that holds it or its nearest parent */
+/* Of the file system that holds it or its nearest parent; UINT64_MAX where the file system does not count. */
+ql_status ql_dir_free_bytes(const char *path, uint64_t *bytes);
 bool ql_path_exists(const char *path);
 
 #endif

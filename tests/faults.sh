@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Rows D1, D2 and M1 of tests/FAULTS.md through the program; needs a build with fault injection, QALIB_BUILD (ctest sets it).
+# Rows D1, D2, D3 and M1 of tests/FAULTS.md through the program; needs a build with fault injection, QALIB_BUILD (ctest sets it).
 # Every failing call ends in a documented exit code without a crash or leak, and the job then resumes to the same bytes.
 source "$(dirname "$0")/e2e_lib.sh"
 
 "$build/make_model" "$tmp/model" --layers 1 --rows 2 --seqlen 16 --tokens "$tmp/tokens.h5"
 job=("$qalib" quantize -m "$tmp/model" --method rtn --group-size 32 --progress none --threads 1)
-"${job[@]}" -o "$tmp/whole" >/dev/null
+gptq=("${job[@]/rtn/gptq}" --calib "$tmp/tokens.h5")
+"${job[@]}" -o "$tmp/whole.rtn" >/dev/null
+"${gptq[@]}" -o "$tmp/whole.gptq" >/dev/null 2>&1
 steps=$([ "${QALIB_TIER:-quick}" = full ] && echo 1 || echo 4) # a step grows by 1 in `steps` calls
 
 # fails SITE ACTION CODES COMMAND...: n = 1, 2, ... until the program succeeds twice in a row.
@@ -27,7 +29,7 @@ fails() {
 for action in once always; do
     fails malloc $action 71 "$qalib" inspect "$tmp/model"
     fails malloc $action 71 "$qalib" plan -m "$tmp/model"
-    fails malloc $action 71 "$qalib" verify "$tmp/whole"
+    fails malloc $action 71 "$qalib" verify "$tmp/whole.rtn"
 done
 
 # D1, D2: each write, allocation of space, fsync and rename; then the same job with --resume.
@@ -40,22 +42,54 @@ quantize() {
         [ ! -e "$tmp/out/config.json" ] || [ -e "$tmp/out/.qalib-incomplete" ] || env -u QALIB_FAULT "$qalib" verify "$tmp/out" >/dev/null || { echo "an incomplete output that would be loaded" >&2; return 1; }
         env -u QALIB_FAULT "${job[@]}" -o "$tmp/out" --resume >/dev/null 2>"$tmp/resume" || { cat "$tmp/resume" >&2; return 1; }
     fi
-    same_files "$tmp/whole" "$tmp/out" || return 1
+    same_files "$whole" "$tmp/out" || return 1
     return $code
 }
 export -f quantize same_files fail
 export tmp qalib
-cat >"$tmp/quantize" <<END
-#!/usr/bin/env bash
-job=(${job[*]})
-quantize
-END
-chmod +x "$tmp/quantize"
-fails malloc once 71 "$tmp/quantize"
+script() { printf '#!/usr/bin/env bash\nwhole=%s\njob=(%s)\nquantize\n' "$tmp/whole.$1" "${*:2}" >"$tmp/$1"; chmod +x "$tmp/$1"; }
+script rtn "${job[@]}"
+script gptq "${gptq[@]}"
+fails malloc once 71 "$tmp/rtn"
+fails malloc always 71 "$tmp/gptq" # memory that stays out from some moment of the job on
 for site in write allocate fsync rename; do
-    fails $site once "73 74" "$tmp/quantize"
+    fails $site once "73 74" "$tmp/rtn"
 done
-fails write always "73 74" "$tmp/quantize"
-fails read once "65 74" "$tmp/quantize"
-fails open once "65 66 73 74" "$tmp/quantize"
+fails write always "73 74" "$tmp/rtn"
+fails read once "65 74" "$tmp/rtn"
+fails open once "65 66 73 74" "$tmp/rtn"
+
+# D3: the output directory, or the work directory too, vanishes at a call of fsync (the program waits there until it is gone).
+# removed N DIRECTORY...: returns 1 when the program makes fewer than N calls.
+removed() {
+    local n=$1 code=0 state=running
+    shift
+    rm -rf "$tmp/out" "$tmp/out.work"
+    QALIB_FAULT=fsync:$n:stop "${job[@]}" -o "$tmp/out" >/dev/null 2>"$tmp/stderr" &
+    local pid=$!
+    while [ "$state" != T ] && kill -0 $pid 2>/dev/null; do
+        sleep 0.01
+        state=$(sed 's/.*) //; s/ .*//' /proc/$pid/stat 2>/dev/null || true)
+        [ "$state" != Z ] || break
+    done
+    rm -rf "$@"
+    [ "$state" != T ] || kill -CONT $pid
+    wait $pid || code=$?
+    [ "$state" = T ] || return 1
+    case $code in
+    0) ;; # nothing was there yet, or all was done
+    73) [ "$(grep -c '^qalib: error' "$tmp/stderr")" -eq 1 ] || { cat "$tmp/stderr" >&2; fail "not one line when $* vanished at fsync $n"; } ;;
+    *) cat "$tmp/stderr" >&2; fail "exit code $code when $* vanished at fsync $n" ;;
+    esac
+    if [ $code -eq 0 ] && [ ! -e "$tmp/out" ] && [ -e "$tmp/out.work" ]; then # gone after it was complete: the job says what to do
+        expect 66 "remove $tmp/out.work" "${job[@]}" -o "$tmp/out" --resume
+    else
+        "${job[@]}" -o "$tmp/out" --resume >/dev/null 2>"$tmp/stderr" || { cat "$tmp/stderr" >&2; fail "no resume after $* vanished at fsync $n"; }
+        same_files "$tmp/whole.rtn" "$tmp/out"
+    fi
+}
+for ((n = 1; n < 1000; n += steps > 1 ? 2 : 1)); do removed $n "$tmp/out" || break; done
+echo "output directory removed: $n calls of fsync"
+for ((n = 1; n < 1000; n += steps > 1 ? 2 : 1)); do removed $n "$tmp/out" "$tmp/out.work" || break; done
+echo "work directory too: $n calls of fsync"
 echo "faults: documented codes, nothing half written, resumed to the same bytes"

@@ -235,6 +235,33 @@ static void a_file_that_shrinks_is_an_error_not_a_signal(void **state) {
     ql_source_close(source);
 }
 
+/* Two reads of one file of 8 bytes, and what happened between them.  Pauses: a tick of the file system's clock. */
+static void what_happens_between_two_reads(void **state) {
+    const char *path = scratch_path(state, "f");
+    char data[8], other[4096];
+    snprintf(other, sizeof other, "%s.other", path);
+    for (int event = 0; event < 4; event++) {
+        ql_source *source;
+        struct stat before;
+        scratch_write(path, "12345678", 8);
+        assert_ok(ql_source_open(path, NULL, &source));
+        assert_ok(ql_source_read(source, data, 4, 0));
+        assert_int_equal(stat(path, &before), 0);
+        const struct timespec times[2] = {before.st_atim, before.st_mtim};
+        usleep(20000);
+        scratch_write(other, "abcdefgh", 8);
+        if (event == 0) assert_int_equal(rename(other, path), 0); /* replaced: the one that was opened is read on */
+        if (event == 1) assert_int_equal(link(path, scratch_path(state, "g")), 0); /* a second name changes nothing */
+        if (event >= 2) scratch_write(path, "abcdefgh", 8);                        /* rewritten in place */
+        if (event == 3) assert_int_equal(utimensat(AT_FDCWD, path, times, 0), 0);  /* as if it had not been */
+        if (event < 2) assert_ok(ql_source_read(source, data + 4, 4, 4));
+        else assert_refused(ql_source_read(source, data + 4, 4, 4), QL_IO, "changed while it was read");
+        if (event < 2) assert_memory_equal(data, "12345678", 8);
+        ql_source_close(source);
+        unlink(path);
+    }
+}
+
 static void a_limit_comes_before_the_memory(void **state) {
     const char *path = scratch_path(state, "f");
     ql_arena *arena;
@@ -323,6 +350,7 @@ int main(void) {
         scratch_test(only_regular_files_are_read),
         scratch_test(links_stay_beneath_the_root),
         scratch_test(a_file_that_shrinks_is_an_error_not_a_signal),
+        scratch_test(what_happens_between_two_reads),
         scratch_test(a_limit_comes_before_the_memory),
         scratch_test(storms_of_signals_change_nothing),
         scratch_test(directories_are_made_and_removed),

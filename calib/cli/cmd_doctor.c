@@ -82,7 +82,7 @@ static json_t *disk_json(const char *path) {
     uint64_t free_bytes;
     if (ql_dir_free_bytes(path, &free_bytes) != QL_OK)
         return json_pack("{s:s, s:s}", "path", path, "problem", ql_last_error());
-    return json_pack("{s:s, s:I}", "path", path, "free_bytes", (json_int_t)free_bytes);
+    return json_pack("{s:s, s:o}", "path", path, "free_bytes", bytes_json(free_bytes));
 }
 
 static json_t *report(void) {

@@ -149,6 +149,20 @@ tokens_are 65 empty.h5 "$tmp/empty.h5"
 tokens_are 66 none.h5 "$tmp/none.h5"
 make "$tmp/scrap" --rows 1 --seqlen 1 --tokens "$tmp/one.h5"
 refuse 65 one.h5 "$qalib" eval -m "$tmp/good" --tokens "$tmp/one.h5"
+# Ragged: row 2 of 64 tokens claims more or fewer.
+for length in 65 63 -1; do
+    make "$tmp/scrap" --rows 4 --claim $length --tokens "$tmp/ragged.h5"
+    tokens_are 65 "row 2" "$tmp/ragged.h5"
+done
+mkdir "$tmp/named"
+echo '{"model": {}}' >"$tmp/named/tokenizer.json"
+make "$tmp/named" --tokens "$tmp/named.h5" --rows 4
+"$qalib" eval -m "$tmp/named" --tokens "$tmp/named.h5" --progress none >/dev/null
+echo '{"model": []}' >"$tmp/named/tokenizer.json"
+hash=$(sha256sum "$tmp/named/tokenizer.json")
+for command in "quantize -o $out --group-size 32 --calib" "calibrate -w $out --calib" "eval --tokens"; do
+    refuse 65 "the model has ${hash:0:12}..." "$qalib" ${command%% *} -m "$tmp/named" ${command#* } "$tmp/named.h5"
+done
 
 # ---- C8: a flipped bit in a committed layer ------------------------------------------------------------------------------
 make "$tmp/slow" --layers 8 --rows 128 --tokens "$tmp/slow.h5"
@@ -191,6 +205,25 @@ timeout 5 "${job[@]}" -o "$long" >/dev/null 2>"$tmp/stderr" || code=$?
 case $code in 64 | 73 | 74) ;; *) cat "$tmp/stderr" >&2; fail "exit code $code for a path of 4096 bytes" ;; esac
 odd=$tmp/$'out\xff\n'
 "${job[@]}" -o "$odd" >/dev/null 2>&1 && "$qalib" verify "$odd" >/dev/null || fail "a directory name that is not UTF-8"
+# on_mount NAME SETUP: the output lies on what SETUP mounts on "$mounted", in a mount namespace, which cleans up behind itself.
+own=(unshare -m)
+[ "$(id -u)" -eq 0 ] || own=(unshare -rm)
+on_mount() {
+    local code=0
+    export qalib tmp mounted=$tmp/mounted setup=$2
+    rm -rf "$mounted" "$tmp/copied"
+    mkdir "$mounted"
+    "${own[@]}" bash -c 'eval "$setup" || exit 99
+        "$qalib" quantize -m "$tmp/good" -o "$mounted/out" --method rtn --group-size 32 --progress none &&
+        "$qalib" verify "$mounted/out" && cp -r "$mounted/out" "$tmp/copied" || exit 98' >/dev/null 2>"$tmp/stderr" || code=$?
+    case $code in
+    0) same_files "$tmp/packed" "$tmp/copied" ;;
+    98) cat "$tmp/stderr" >&2; fail "output on $1" ;;
+    *) echo "skipped: no $1 can be mounted here: $(tail -n 1 "$tmp/stderr")" ;;
+    esac
+}
+on_mount ramfs 'mount -t ramfs none "$mounted"' # neither fallocate nor a size
+on_mount FAT '/sbin/mkfs.vfat -C "$tmp/image" 102400 && mount -o loop "$tmp/image" "$mounted"' # no links, coarse times
 if [ "$(id -u)" -ne 0 ]; then
     mkdir -m 555 "$tmp/readonly"
     refuse 77 "$tmp/readonly" "${job[@]}" -o "$tmp/readonly/out"
