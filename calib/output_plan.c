@@ -65,13 +65,13 @@ static ql_status add_source(planner *p, const char *name, const int64_t shape[2]
 }
 
 static ql_status add_quantized(planner *p, const char *module, int64_t layer, linear_id linear) {
-    qmodule shape = {.name = module};
+    qmodule shape = {.name = module, .type = p->scheme->type};
     layout_rule rule;
     layout_tensors tensors;
     QL_TRY(layout_rule_of(p->scheme, module, &rule));
     linear_shape(p->config, linear, &shape.n, &shape.k);
     shape.bits = rule.bits;
-    shape.group = rule.group == -1 ? shape.k : rule.group;
+    shape.group = rule.group < 0 ? shape.k : rule.group;
     QL_TRY(layout_encode(p->scheme, &shape, p->arena, &tensors));
     for (int t = 0; t < tensors.count; t++)
         p->plan->items[p->plan->count++] =

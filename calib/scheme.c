@@ -1,9 +1,18 @@
 #include "calib/scheme.h"
 
 const char *const output_format_names[] = {
-    [OUTPUT_GPTQ] = "gptq", [OUTPUT_GPTQ_V2] = "gptq_v2", [OUTPUT_AWQ] = "awq", [OUTPUT_DENSE] = "dense", NULL};
+    [OUTPUT_GPTQ] = "gptq",   [OUTPUT_GPTQ_V2] = "gptq_v2",
+    [OUTPUT_AWQ] = "awq",     [OUTPUT_COMPRESSED] = "compressed-tensors",
+    [OUTPUT_DENSE] = "dense", NULL,
+};
 
-layout_id output_layout(output_format format) { return format == OUTPUT_AWQ ? LAYOUT_AWQ : LAYOUT_GPTQ; }
+layout_id output_layout(output_format format) {
+    switch (format) {
+    case OUTPUT_AWQ: return LAYOUT_AWQ;
+    case OUTPUT_COMPRESSED: return LAYOUT_COMPRESSED;
+    default: return LAYOUT_GPTQ;
+    }
+}
 
 /* Modules whose bits or group are not the base rule's, by name. */
 static ql_status list_overrides(const recipe *r, const module_table *modules, ql_arena *arena, layout_scheme *scheme) {

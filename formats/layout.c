@@ -17,7 +17,9 @@ void qmodule_dequantize(const qmodule *q, float *w) {
         for (int64_t k = 0; k < q->k; k++) {
             int64_t word = k * q->bits / 32, g = n * groups + (q->g_idx ? q->g_idx[k] : k / q->group);
             uint64_t pair = row[word] | (word + 1 < words ? (uint64_t)row[word + 1] << 32 : 0);
-            w[n * q->k + k] = ql_decode((int)(pair >> (k * q->bits % 32) & mask), q->scale[g], q->zero[g]);
+            int code = (int)(pair >> (k * q->bits % 32) & mask);
+            w[n * q->k + k] = q->type == CODE_E4M3 ? q->scale[g] * ql_e4m3_to_f32((uint8_t)code)
+                                                   : ql_decode(code, q->scale[g], q->zero[g]);
         }
     }
 }
@@ -27,6 +29,7 @@ void qmodule_dequantize(const qmodule *q, float *w) {
 static const layout *const layouts[LAYOUTS] = {
     [LAYOUT_GPTQ] = &layout_gptq,
     [LAYOUT_AWQ] = &layout_awq,
+    [LAYOUT_COMPRESSED] = &layout_compressed,
 };
 
 const char *layout_name(layout_id id) { return layouts[id]->name; }
@@ -101,6 +104,7 @@ ql_status layout_decode(const checkpoint *ck, const layout_scheme *scheme, const
     QL_TRY(ql_arena_string(arena, module, &name));
     out->name = name;
     out->bits = rule.bits;
-    out->group = rule.group == -1 ? k : rule.group;
+    out->type = scheme->type;
+    out->group = rule.group < 0 ? k : rule.group;
     return layouts[scheme->layout]->decode(ck, scheme, arena, out);
 }

@@ -6,35 +6,53 @@
 #include "formats/checkpoint.h"
 #include "formats/model_config.h"
 
+/* What a code stands for: an integer beside a zero point, a number of 8 bits, an entry of the NF4 table. */
+typedef enum code_type { CODE_INT, CODE_E4M3, CODE_NF4, CODE_TYPES } code_type;
+
 /* One quantized Linear in canonical form, host memory. */
 typedef struct qmodule {
     const char *name; /* "model.layers.0.self_attn.q_proj" */
     int64_t n, k;
+    code_type type;
     int bits;
-    int64_t group;   /* inputs per group, already resolved: never -1 */
-    uint32_t *codes; /* [n][ql_packed_words(k, bits)], the stream of ql_qweight */
-    float *scale;    /* [n][G], FP16-representable */
-    uint8_t *zero;   /* [n][G] */
-    int32_t *g_idx;  /* [k], NULL: k / group */
+    int64_t group;     /* inputs per scale, already resolved: never negative */
+    uint32_t *codes;   /* [n][ql_packed_words(k, bits)], the stream of ql_qweight */
+    float *scale;      /* [n][G], where a scale serves several rows repeated in each; FP16-representable for CODE_INT */
+    uint8_t *zero;     /* CODE_INT: [n][G] */
+    int32_t *g_idx;    /* [k], NULL: k / group */
+    float input_scale; /* of static activations; 0: there is none */
 } qmodule;
 
-/* w[n * k + i] = scale * (code - zero).   w [n][k] F32, the values that every loader decodes to. */
+/* w[n * k + i] = scale * (code - zero), or scale * value of the code.   w [n][k] F32, the values that every loader decodes to. */
 void qmodule_dequantize(const qmodule *q, float *w);
 
 /* A module that is stored with other bits or another group size than the checkpoint as a whole. */
 typedef struct layout_override {
     const char *module;
     int bits;
-    int64_t group; /* -1: one group per row */
+    int64_t group; /* as in layout_scheme */
 } layout_override;
 
-typedef enum layout_id { LAYOUT_GPTQ, LAYOUT_AWQ, LAYOUTS } layout_id;
+enum { GROUP_ROW = -1, GROUP_TENSOR = -2, BLOCK_SIZE = 128 };
+
+/* How a runtime rounds the inputs of quantized modules: not at all, with a scale per token that it finds, with one that the file holds. */
+typedef enum activation_mode {
+    ACTIVATIONS_16,
+    ACTIVATIONS_TOKEN,
+    ACTIVATIONS_STATIC,
+    ACTIVATION_MODES
+} activation_mode;
+
+typedef enum layout_id { LAYOUT_GPTQ, LAYOUT_AWQ, LAYOUT_COMPRESSED, LAYOUTS } layout_id;
 
 /* What the whole checkpoint says about itself. */
 typedef struct layout_scheme {
     layout_id layout;
+    code_type type;
     int bits;
-    int64_t group; /* -1: one group per row */
+    int64_t group; /* GROUP_ROW, GROUP_TENSOR, or inputs per group; CODE_E4M3: 128 are blocks of 128 x 128 */
+    activation_mode activations;
+    bool bytes; /* compressed-tensors: a code is a byte, not a part of a packed word */
     bool symmetric, desc_act, static_groups, true_sequential;
     int version; /* GPTQ: 1 or 2 */
     double damp;
@@ -46,13 +64,14 @@ typedef struct layout_scheme {
     /* When read from a directory, exceptions are patterns instead of names; all belong to the checkpoint. */
     const json_t *dynamic, *modules_in_block; /* GPTQ */
     const json_t *ignored;                    /* others: a list of what stays in 16 bits */
+    const json_t *groups;                     /* compressed-tensors: config_groups */
 } layout_scheme;
 
 /* How one module is stored. */
 typedef struct layout_rule {
     bool skipped;
     int bits;
-    int64_t group; /* -1: one group per row */
+    int64_t group; /* as in layout_scheme */
 } layout_rule;
 
 /* The tensors of one module, in file order of the layout.  encode fills data for each of them (sizes follow from the shapes);

@@ -119,7 +119,7 @@ static ql_status check(const layout_scheme *scheme) {
 
 static ql_status config(const layout_scheme *scheme, json_t **quantization_config) {
     json_t *skipped;
-    QL_TRY(layout_skipped_list(scheme, NULL, &skipped));
+    QL_TRY(layout_skipped_list(scheme, NULL, true, &skipped));
     *quantization_config =
         json_pack("{s:s, s:s, s:i, s:I, s:b, s:o*}", "quant_method", "awq", "version", "gemm", "bits", scheme->bits,
                   "group_size", (json_int_t)scheme->group, "zero_point", 1, "modules_to_not_convert", skipped);

@@ -110,17 +110,30 @@ static float element(const void *raw, ql_dtype dtype, int64_t i) {
                               : ql_f16_to_f32(((const uint16_t *)raw)[i]);
 }
 
+ql_status layout_read_floats(const checkpoint *ck, const st_tensor *tensor, ql_arena *arena, float **values) {
+    void *raw;
+    int64_t count = (int64_t)(tensor->size / ql_dtype_size(tensor->dtype));
+    QL_TRY(ql_take(arena, (size_t)count, sizeof **values, values));
+    QL_TRY(layout_read_tensor(ck, tensor, arena, &raw));
+    for (int64_t i = 0; i < count; i++) (*values)[i] = element(raw, tensor->dtype, i);
+    return QL_OK;
+}
+
+ql_status layout_check_scale(const qmodule *q, const char *suffix, int64_t n, int64_t g, float scale) {
+    if (scale > 0 && isfinite(scale)) return QL_OK;
+    return ql_fail(QL_FORMAT, "%s.%s: output %lld, group %lld has the scale %g", q->name, suffix, (long long)n,
+                   (long long)g, (double)scale);
+}
+
 ql_status layout_get_scales(const checkpoint *ck, const st_tensor *tensor, const char *suffix, bool transposed,
                             ql_arena *arena, qmodule *q) {
-    void *raw;
-    QL_TRY(layout_read_tensor(ck, tensor, arena, &raw));
+    float *values;
     int64_t groups = ql_groups(q->k, q->group);
+    QL_TRY(layout_read_floats(ck, tensor, arena, &values));
     for (int64_t n = 0; n < q->n; n++)
         for (int64_t g = 0; g < groups; g++) {
-            float scale = element(raw, tensor->dtype, transposed ? g * q->n + n : n * groups + g);
-            if (!(scale > 0 && isfinite(scale)))
-                return ql_fail(QL_FORMAT, "%s.%s: output %lld, group %lld has the scale %g", q->name, suffix,
-                               (long long)n, (long long)g, (double)scale);
+            float scale = values[transposed ? g * q->n + n : n * groups + g];
+            QL_TRY(layout_check_scale(q, suffix, n, g, scale));
             q->scale[n * groups + g] = scale;
         }
     return QL_OK;
@@ -191,7 +204,7 @@ layout_rule layout_listed_rule(const layout_scheme *scheme, const char *stem, si
     return rule;
 }
 
-ql_status layout_skipped_list(const layout_scheme *scheme, const char *first, json_t **list) {
+ql_status layout_skipped_list(const layout_scheme *scheme, const char *first, bool with_fused, json_t **list) {
     static const char *const fused[][2] = {{".self_attn.q_proj", "qkv_proj"}, {".mlp.gate_proj", "gate_up_proj"}};
     *list = NULL;
     if (!first && !(scheme->skipped && scheme->skipped[0])) return QL_OK;
@@ -200,7 +213,7 @@ ql_status layout_skipped_list(const layout_scheme *scheme, const char *first, js
     if (first) failed |= json_array_append_new(names, json_string(first));
     for (const char *const *name = scheme->skipped; name && *name; name++) {
         failed |= json_array_append_new(names, json_string(*name));
-        for (int f = 0; f < 2; f++)
+        for (int f = 0; with_fused && f < 2; f++)
             if (layout_ends_with(*name, fused[f][0]))
                 failed |= json_array_append_new(
                     names, json_sprintf("%.*s%s", (int)(strrchr(*name, '.') + 1 - *name), *name, fused[f][1]));

@@ -19,7 +19,7 @@ typedef struct layout {
     ql_status (*decode)(const checkpoint *ck, const layout_scheme *scheme, ql_arena *arena, qmodule *q);
 } layout;
 
-extern const layout layout_gptq, layout_awq;
+extern const layout layout_gptq, layout_awq, layout_compressed;
 
 /* Field i of a little-endian stream of b-bit fields in 32-bit words; putting expects zeros there. */
 void layout_put_field(uint32_t *stream, int64_t i, int bits, uint32_t value);
@@ -41,6 +41,10 @@ ql_status layout_check_tensor(const qmodule *q, const char *suffix, const st_ten
 ql_status layout_take(ql_arena *arena, qmodule *q); /* memory for codes, scale and zero */
 ql_status layout_read_tensor(const checkpoint *ck, const st_tensor *tensor, ql_arena *arena, void *data); /* void ** */
 
+/* All values of a tensor of F16, BF16 or F32; a scale that is not positive and finite is QL_FORMAT. */
+ql_status layout_read_floats(const checkpoint *ck, const st_tensor *tensor, ql_arena *arena, float **values);
+ql_status layout_check_scale(const qmodule *q, const char *suffix, int64_t n, int64_t g, float scale);
+
 /* Scales to and from F16 [G][N] (transposed) or [N][G].  QL_MISMATCH for one that F16 cannot hold, QL_FORMAT for one that is not
  * positive and finite. */
 ql_status layout_put_scales(const qmodule *q, bool transposed, uint16_t *scales);
@@ -56,15 +60,20 @@ ql_status layout_get_g_idx(const checkpoint *ck, const st_tensor *tensor, const 
 
 /* How a module named `stem` (of that length) + `suffix` is stored according to the writer's lists. */
 layout_rule layout_listed_rule(const layout_scheme *scheme, const char *stem, size_t length, const char *suffix);
-/* The writer's skipped names as a list that starts with `first` (may be NULL), and the fused names under which vLLM looks q, k, v and
- * gate, up up; NULL if there is nothing to list. */
-ql_status layout_skipped_list(const layout_scheme *scheme, const char *first, json_t **list);
+/* The writer's skipped names as a list that starts with `first` (may be NULL); fused: also the names under which vLLM looks q, k, v
+ * and gate, up up.  NULL if there is nothing to list. */
+ql_status layout_skipped_list(const layout_scheme *scheme, const char *first, bool with_fused, json_t **list);
 /* A list of strings of quantization_config, NULL if it is absent or null. */
 ql_status layout_read_list(const json_t *config, const char *key, const json_t **list);
 bool layout_ends_with(const char *text, const char *suffix);
 
 /* As Python's re.match: from the first character on, not necessarily to the last.  place: the key, for messages. */
 ql_status layout_matches(const char *place, const char *pattern, const char *module, bool *hit);
+
+/* formats/layout_compressed_config.c */
+ql_status layout_compressed_config(const layout_scheme *scheme, json_t **quantization_config);
+ql_status layout_compressed_read(const checkpoint *ck, layout_scheme *out);
+ql_status layout_compressed_rule(const layout_scheme *scheme, const char *module, layout_rule *rule);
 
 /* formats/layout_gptq_config.c */
 ql_status layout_gptq_config(const layout_scheme *scheme, json_t **quantization_config);

@@ -180,7 +180,8 @@ static const cli_option options[] = {
      "bits)"},
     {"work", 'w', "DIR", false, "committed layers and journal (default: OUTPUT.work)"},
     {"resume", 0, NULL, false, "go on where an interrupted job stopped; content with a finished one"},
-    {"format", 'f', "NAME", false, "gptq (default), gptq_v2, awq, or dense: a plain 16-bit checkpoint"},
+    {"format", 'f', "NAME", false,
+     "gptq (default), gptq_v2, awq, compressed-tensors, or dense: a plain 16-bit checkpoint"},
     {"shard-size", 0, "BYTES", false, "largest file, for instance 500MB (default: 5GB)"},
     {NULL, 0, NULL, false, NULL},
 };
