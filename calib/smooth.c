@@ -25,7 +25,7 @@ static int64_t width_of(const model_config *config, site_id site) {
     return site == SITE_ATTN_OUT ? config->kv_heads * config->head_dim : site_width(config, site);
 }
 
-static int64_t channel_of(const model_config *config, site_id site, int64_t column) {
+int64_t smooth_channel(const model_config *config, site_id site, int64_t column) {
     if (site != SITE_ATTN_OUT) return column;
     int64_t d = config->head_dim, head = column / d / (config->heads / config->kv_heads);
     return head * d + column % d;
@@ -35,7 +35,7 @@ static ql_status upload_columns(const smooth_problem *p, const float *scale, boo
     float *columns;
     QL_TRY(ql_take(p->host, (size_t)p->k, sizeof *columns, &columns));
     for (int64_t j = 0; j < p->k; j++) {
-        float s = scale[channel_of(p->config, p->site, j)];
+        float s = scale[smooth_channel(p->config, p->site, j)];
         columns[j] = inverse ? 1.0f / s : s;
     }
     QL_TRY(ql_arena_mat(p->device, QL_F32, 1, p->k, out));
@@ -99,7 +99,7 @@ ql_status smooth_weights(const smooth_problem *p, float *max, float *mean) {
         QL_TRY(ql_download(p->ctx, columns_max, device_max.data, ql_mat_bytes(device_max)));
         QL_TRY(ql_download(p->ctx, columns_mean, device_mean.data, ql_mat_bytes(device_mean)));
         for (int64_t j = 0; j < p->k; j++) {
-            int64_t c = channel_of(p->config, p->site, j);
+            int64_t c = smooth_channel(p->config, p->site, j);
             max[c] = fmaxf(max[c], columns_max[j]);
             mean[c] += (float)((double)columns_mean[j] * share * (double)w.rows / rows);
         }
@@ -127,7 +127,7 @@ static ql_status take_statistics(const smooth_job *job, smooth_problem *p) {
     QL_TRY(ql_take(p->host, (size_t)p->width, sizeof *mean, &mean));
     QL_TRY(ql_take(p->host, (size_t)p->width, sizeof *max, &max));
     for (int64_t j = 0; j < p->k; j++) {
-        int64_t c = channel_of(p->config, p->site, j);
+        int64_t c = smooth_channel(p->config, p->site, j);
         mean[c] += (float)(from->sum_abs[j] * share);
         max[c] = fmaxf(max[c], fmaxf(from->max[j], -from->min[j]));
     }

@@ -40,6 +40,9 @@ typedef struct smooth_problem {
     const module_rule *rule[LINEARS];
 } smooth_problem;
 
+/* The channel of the producer that makes column `column` of an input. */
+int64_t smooth_channel(const model_config *config, site_id site, int64_t column);
+
 /* Writes the best scales to scale[width]; all 1 if nothing is better than leaving the input as it is. */
 typedef ql_status smooth_search(const smooth_problem *p, float *scale);
 smooth_search smooth_awq, smooth_smoothquant;

@@ -251,6 +251,7 @@ ql_status verify_directory(const char *dir, const char *base, ql_arena *arena, v
     status = verify_absorb(&v, status);
     if (status == QL_OK && base) status = checkpoint_open(base, &base_ck);
     v.base = base_ck;
+    if (status == QL_OK && base) status = verify_absorb(&v, verify_find_smoothing(&v));
     if (status == QL_OK && readable) status = verify_weights(&v);
     checkpoint_close(base_ck);
     checkpoint_close(ck);

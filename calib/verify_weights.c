@@ -14,7 +14,7 @@ static double step_bound(int bits) { return bits == 2 ? 0.95 : 0.75; }
 /* A tensor that is only converted to F16 keeps 11 bits. */
 #define COPY_BOUND 0x1p-10
 
-static ql_status read_floats(verifier *v, const checkpoint *ck, const st_tensor *tensor, float **values,
+ql_status verify_read_floats(verifier *v, const checkpoint *ck, const st_tensor *tensor, float **values,
                              int64_t *count) {
     void *raw;
     *count = (int64_t)(tensor->size / ql_dtype_size(tensor->dtype));
@@ -42,8 +42,15 @@ static double rms_step(const qmodule *q) {
     return sqrt(sum / (double)(q->n * groups));
 }
 
+/* Which Linear of which layer a module is; layer -1 if it is none. */
+typedef struct place {
+    int64_t layer;
+    linear_id id;
+} place;
+
 /* q NULL: a module that is not quantized. */
-static ql_status compare_with_base(verifier *v, const char *module, const qmodule *q, const float *w, int64_t count) {
+static ql_status compare_with_base(verifier *v, const char *module, place at, const qmodule *q, const float *w,
+                                   int64_t count) {
     char *name;
     float *base;
     int64_t base_count;
@@ -51,8 +58,9 @@ static ql_status compare_with_base(verifier *v, const char *module, const qmodul
     const st_tensor *tensor = checkpoint_find(v->base, name);
     if (!tensor || !is_float(tensor))
         return verify_note(v, "%s: \"%s\" is missing or not dense", checkpoint_dir(v->base), name);
-    QL_TRY(read_floats(v, v->base, tensor, &base, &base_count));
+    QL_TRY(verify_read_floats(v, v->base, tensor, &base, &base_count));
     if (base_count != count) return verify_note(v, "%s: \"%s\" has another size", checkpoint_dir(v->base), name);
+    if (v->smoothed && at.layer >= 0) QL_TRY(verify_smooth(v, at.layer, at.id, w, base));
     double difference = 0, norm = 0;
     for (int64_t i = 0; i < count; i++) {
         double d = (double)w[i] - base[i];
@@ -85,7 +93,7 @@ static ql_status check_zeros(verifier *v, const qmodule *q) {
     return QL_OK;
 }
 
-static ql_status check_values(verifier *v, const qmodule *q) {
+static ql_status check_values(verifier *v, place at, const qmodule *q) {
     float *w;
     QL_TRY(ql_take(v->scratch, (size_t)(q->n * q->k), sizeof *w, &w));
     qmodule_dequantize(q, w);
@@ -93,13 +101,13 @@ static ql_status check_values(verifier *v, const qmodule *q) {
         if (!(fabsf(w[i]) <= 65504.0f))
             return verify_note(v, "%s: weight [%lld, %lld] decodes to %g, beyond F16", q->name, (long long)(i / q->k),
                                (long long)(i % q->k), (double)w[i]);
-    return v->base ? compare_with_base(v, q->name, q, w, q->n * q->k) : QL_OK;
+    return v->base ? compare_with_base(v, q->name, at, q, w, q->n * q->k) : QL_OK;
 }
 
-static ql_status check_module(verifier *v, const qmodule *q) {
+static ql_status check_module(verifier *v, place at, const qmodule *q) {
     QL_TRY(check_zeros(v, q));
     ql_mark mark = ql_arena_mark(v->scratch);
-    ql_status status = check_values(v, q);
+    ql_status status = check_values(v, at, q);
     ql_arena_release(v->scratch, mark);
     return status;
 }
@@ -117,6 +125,7 @@ static ql_status check_layer(verifier *v, int64_t layer) {
     static const int fused_with[LINEARS] = {[LIN_Q] = -1,    [LIN_K] = LIN_Q,     [LIN_V] = LIN_Q, [LIN_O] = -1,
                                             [LIN_GATE] = -1, [LIN_UP] = LIN_GATE, [LIN_DOWN] = -1};
     qmodule modules[LINEARS] = {0};
+    memset(v->rows_of, 0, sizeof v->rows_of);
     for (int id = 0; id < LINEARS; id++) {
         char name[NAME_SIZE];
         bool quantized;
@@ -128,7 +137,7 @@ static ql_status check_layer(verifier *v, int64_t layer) {
         v->result->modules++;
         ql_status status = layout_decode(v->ck, v->scheme, name, n, k, v->scratch, &modules[id]);
         if (status != QL_OK) modules[id].name = NULL;
-        else status = check_module(v, &modules[id]);
+        else status = check_module(v, (place){layer, (linear_id)id}, &modules[id]);
         QL_TRY(verify_absorb(v, status));
         const qmodule *first = fused_with[id] < 0 ? NULL : &modules[fused_with[id]];
         if (first && first->name && modules[id].name) QL_TRY(check_fused(v, first, &modules[id]));
@@ -141,7 +150,7 @@ static ql_status check_layer(verifier *v, int64_t layer) {
 static ql_status check_dense(verifier *v, const st_tensor *tensor) {
     float *values;
     int64_t count;
-    QL_TRY(read_floats(v, v->ck, tensor, &values, &count));
+    QL_TRY(verify_read_floats(v, v->ck, tensor, &values, &count));
     for (int64_t i = 0; i < count; i++)
         if (!isfinite(values[i]))
             return verify_note(v, "%s: \"%s\" has %s at element %lld", v->dir, tensor->name,
@@ -150,7 +159,9 @@ static ql_status check_dense(verifier *v, const st_tensor *tensor) {
     if (!v->base || tensor->rank != 2 || length < tail) return QL_OK;
     char *module;
     QL_TRY(ql_arena_format(v->scratch, &module, "%.*s", (int)(length - tail), tensor->name));
-    return checkpoint_find(v->base, tensor->name) ? compare_with_base(v, module, NULL, values, count) : QL_OK;
+    return checkpoint_find(v->base, tensor->name)
+               ? compare_with_base(v, module, (place){.layer = -1}, NULL, values, count)
+               : QL_OK;
 }
 
 static ql_status check_all(verifier *v) {

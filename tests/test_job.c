@@ -67,9 +67,7 @@ static json_t *quantize(place *p, quantize_request *r) {
     verify_result found;
     assert_ok(recipe_check(&r->recipe));
     assert_ok(quantize_run(p->ctx, r, 1, &report));
-    const char *base =
-        r->recipe.smoothing == SMOOTHING_NONE ? p->model : NULL; /* smoothed weights are others than the base's */
-    assert_ok(verify_directory(r->out_dir, base, p->arena, &found));
+    assert_ok(verify_directory(r->out_dir, p->model, p->arena, &found));
     if (found.findings) fail_msg("%s", found.finding[0]);
     return report;
 }
