@@ -1,8 +1,9 @@
 /* Statistics of activations.   H += X^T X (upper triangle), moments per input, histogram of magnitudes.   X [m][k]
  *
- * cuBLASLt has no symmetric product, so H is made of panels of PANEL rows: what lies right of the diagonal block is one product
- * that adds to H in place; the diagonal block goes through scratch, because the lower triangle of H must not be touched.  The
- * waste is PANEL / k of the work.  In double, X is converted beforehand, a slice of rows at a time.
+ * BF16 activations into an F32 sum have their own kernel, cuda/syrk.cu.  Otherwise cuBLASLt multiplies, which has no symmetric
+ * product, so H is made of panels of PANEL rows: what lies right of the diagonal block is one product that adds to H in place; the
+ * diagonal block goes through scratch, because the lower triangle of H must not be touched.  The waste is PANEL / k of the work.
+ * In double, X is converted beforehand, a slice of rows at a time.
  * Sums have a fixed order: the same X gives the same bits.   Twin: host/cpu/hessian.c. */
 #include "cuda/device.cuh"
 
@@ -17,8 +18,10 @@ template <typename T> static __global__ void add_upper_kernel(ql_mat block, ql_m
 }
 
 static __global__ void widen_kernel(ql_mat x, ql_mat wide) {
+    double *to = row_of<double>(wide, blockIdx.x);
     for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
-        row_of<double>(wide, blockIdx.x)[j] = row_of<float>(x, blockIdx.x)[j];
+        to[j] =
+            x.dtype == QL_BF16 ? ql_bf16_to_f32(row_of<uint16_t>(x, blockIdx.x)[j]) : row_of<float>(x, blockIdx.x)[j];
 }
 
 /* The panel of H that starts at row and column `first`. */
@@ -42,6 +45,7 @@ ql_status ql_cuda_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
     size_t bytes = 0, block_at = ql_cuda_piece(&bytes, (size_t)PANEL * PANEL * ql_dtype_size(h.dtype));
     size_t wide_at = ql_cuda_piece(&bytes, wide ? (size_t)(slice * x.cols) * sizeof(double) : 0);
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    if (x.dtype == QL_BF16 && !wide) return ql_cuda_syrk(gpu, x, h);
     QL_TRY(ql_cuda_scratch(gpu, bytes, (void **)&scratch));
     for (int64_t row = 0; row < x.rows; row += slice) {
         ql_mat part = ql_rows(x, row, x.rows - row < slice ? x.rows - row : slice);

@@ -27,6 +27,12 @@ static ql_status check_float(const char *name, ql_mat mat) {
                : ql_fail(QL_INVALID, "%s: is %s, expected F64, F32, F16 or BF16", name, ql_dtype_name(mat.dtype));
 }
 
+/* Activations: F32 or BF16. */
+static ql_status check_activations(const char *name, ql_mat x, int64_t rows, int64_t cols) {
+    QL_TRY(check_view(name, x));
+    return check_mat(name, x, x.dtype == QL_BF16 ? QL_BF16 : QL_F32, rows, cols);
+}
+
 /* H [k][k] in F32 or F64. */
 static ql_status check_hessian(const char *name, ql_mat h, int64_t k) {
     QL_TRY(check_view(name, h));
@@ -183,7 +189,7 @@ ql_status ql_find_nonfinite(ql_ctx *ctx, ql_mat x, int64_t *index) {
 /* ---- statistics ---------------------------------------------------------------------------------------------------------- */
 
 ql_status ql_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
-    QL_TRY(check_mat("hessian: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_activations("hessian: x", x, ANY, ANY));
     QL_TRY(check_hessian("hessian: h", h, x.cols));
     return x.rows && x.cols ? ctx->ops->hessian(ctx, x, h) : QL_OK;
 }

@@ -207,7 +207,8 @@ QL_API ql_status ql_find_nonfinite(ql_ctx *ctx, ql_mat x, int64_t *index);
 
 /* ---- statistics ------------------------------------------------------------------------------------------------------- */
 
-/* H += X^T X, upper triangle, the lower is not touched.   x [m][k] F32, h [k][k] F32 or F64 (products then in double). */
+/* H += X^T X, upper triangle, the lower is not touched.   x [m][k] F32 or BF16, whose products are exact in F32; h [k][k] F32 or
+ * F64 (products and sums then in double). */
 QL_API ql_status ql_hessian(ql_ctx *ctx, ql_mat x, ql_mat h);
 
 /* C += Y^T X.   y [m][a], x [m][b], c [a][b], all F32: how two streams of activations go together. */

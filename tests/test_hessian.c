@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "host/num.h"
+#include "host/syrk.h"
 #include "tests/ref.h"
 
 static ql_mat filled(backend *b, ql_dtype dtype, int64_t rows, int64_t cols, double value) {
@@ -53,6 +54,127 @@ static void hessian_in_double(void **state) {
     check_hessian(*state, outliers(*state, 1100, 37, 5), QL_F64, 1e-14);
 }
 
+/* ---- BF16: tensor cores on the GPU ------------------------------------------------------------------------------------------ */
+
+/* The same values in BF16, so that sums are all that can be wrong.  `padding` columns between rows. */
+static ql_mat in_bf16(backend *b, ql_mat x, int64_t padding) {
+    ql_mat half = poisoned_dense(b, QL_BF16, x.rows, x.cols + padding);
+    half.cols = x.cols;
+    for (int64_t r = 0; r < x.rows; r++)
+        for (int64_t c = 0; c < x.cols; c++) ref_put(half, r, c, ref_at(x, r, c));
+    return half;
+}
+
+/* kernels.md: 1e-5 of the norm; tensor cores cut off up to 2^-23 of a sum 32 times before it is rounded, 2e-6 on the diagonal. */
+static void hessian_of_bf16_with_tails(void **state) {
+    backend *b = *state;
+    const int64_t tokens[] = {1, 7, 16, 31, 32, 33, 97, 118, 129};
+    for (int i = 0; i < 9; i++) check_hessian(b, in_bf16(b, normal(b, tokens[i], 133, 6), 3), QL_F32, 1e-5);
+    const int64_t inputs[] = {1, 8, 15, 127, 128, 129, 257};
+    for (int i = 0; i < 7; i++) check_hessian(b, in_bf16(b, outliers(b, 70, inputs[i], 7), 3), QL_F32, 1e-5);
+    check_hessian(b, in_bf16(b, normal(b, 65, 264, 8), 0), QL_F32, 1e-5); /* rows that begin at multiples of 16 bytes */
+    check_hessian(b, in_bf16(b, normal(b, 600, 37, 9), 3), QL_F64, 1e-14);
+}
+
+/* Equal signs make sums grow with every token, where cutting off hurts most; several runs of 512. */
+static void hessian_of_bf16_with_many_tokens(void **state) {
+    backend *b = *state;
+    ql_mat x = normal(b, 4200, 24, 10);
+    for (int64_t r = 0; r < x.rows; r++)
+        for (int64_t c = 0; c < x.cols; c++) ref_put(x, r, c, fabs(ref_at(x, r, c)));
+    check_hessian(b, in_bf16(b, x, 0), QL_F32, 1e-5);
+}
+
+/* The same bits five times, and nearly the same sums whatever the tokens per call. */
+static void hessian_of_bf16_repeats_and_chunks(void **state) {
+    backend *b = *state;
+    ql_mat x = upload(b, in_bf16(b, outliers(b, 1300, 150, 11), 2)), h = filled(b, QL_F32, 150, 150, 0),
+           first = upload(b, h);
+    assert_ok(ql_hessian(b->ctx, x, first));
+    for (int i = 0; i < 4; i++) {
+        ql_mat again = upload(b, h);
+        assert_ok(ql_hessian(b->ctx, x, again));
+        assert_same_bits_on_device(b, first, again);
+    }
+    ql_mat whole = poisoned(b, QL_F32, 150, 150), parts = filled(b, QL_F32, 150, 150, 0), sum = upload(b, parts);
+    for (int64_t row = 0; row < x.rows; row += 97)
+        assert_ok(ql_hessian(b->ctx, ql_rows(x, row, x.rows - row < 97 ? x.rows - row : 97), sum));
+    download(b, first, whole);
+    download(b, sum, parts);
+    assert_close(parts, whole, 2e-6); /* kernels.md */
+}
+
+/* ---- the maps of cuda/syrk.cu --------------------------------------------------------------------------------------------------- */
+
+static void syrk_tiles_cover_the_triangle_once(void **state) {
+    (void)state;
+    for (int64_t across = 1; across <= 70; across++) {
+        uint8_t *seen = calloc((size_t)(across * across), 1);
+        assert_non_null(seen);
+        for (int64_t i = 0; i < ql_syrk_tiles(across); i++) {
+            int64_t row, col;
+            ql_syrk_tile_at(i, across, &row, &col);
+            assert_true(0 <= row && row <= col && col < across);
+            assert_int_equal(seen[row * across + col]++, 0);
+        }
+        free(seen);
+    }
+}
+
+/* A wave of 132 blocks reads few columns of tiles. */
+static void syrk_neighbours_share_tokens(void **state) {
+    (void)state;
+    const int64_t across = 224, wave = 132;
+    for (int64_t first = 0; first + wave <= ql_syrk_tiles(across); first += wave) {
+        uint8_t seen[224] = {0};
+        int64_t count = 0;
+        for (int64_t i = first; i < first + wave; i++) {
+            int64_t row, col;
+            ql_syrk_tile_at(i, across, &row, &col);
+            count += !seen[row] + !seen[col] - (row == col && !seen[row]);
+            seen[row] = seen[col] = 1;
+        }
+        assert_true(count <= 48); /* twice 8 + 17, less where a wave begins in one band and ends in the next */
+    }
+}
+
+/* Every piece has one aligned place, and the eight rows of a matrix lie in different banks (16 bytes of the 128 in a wavefront). */
+static void syrk_places_are_apart(void **state) {
+    (void)state;
+    uint8_t seen[32 * QL_SYRK_TILE] = {0};
+    for (int token = 0; token < 32; token++)
+        for (int piece = 0; piece < QL_SYRK_PIECES; piece++) {
+            int place = ql_syrk_place(token, piece);
+            assert_true(place >= 0 && place + QL_SYRK_PIECE <= 32 * QL_SYRK_TILE && place % QL_SYRK_PIECE == 0);
+            assert_int_equal(seen[place]++, 0);
+        }
+    for (int lane = 0; lane < 32; lane += 8)
+        for (int piece = 0; piece < QL_SYRK_PIECES - 1; piece++) {
+            unsigned left = 0, right = 0;
+            for (int l = lane; l < lane + 8; l++) {
+                left |= 1u << ql_syrk_place(ql_syrk_left_token(l), piece + ql_syrk_left_piece(l)) / 8 % 8;
+                right |= 1u << ql_syrk_place(ql_syrk_right_token(l), piece + ql_syrk_right_piece(l)) / 8 % 8;
+            }
+            assert_int_equal(left, 0xff);
+            assert_int_equal(right, 0xff);
+        }
+}
+
+/* Four matrices make 16 tokens x 16 columns, and the values of 32 lanes 16 x 8 of H. */
+static void syrk_fragments_are_whole(void **state) {
+    (void)state;
+    uint8_t left[16][2] = {{0}}, right[16][2] = {{0}}, value[16][8] = {{0}};
+    for (int lane = 0; lane < 32; lane++) {
+        left[ql_syrk_left_token(lane)][ql_syrk_left_piece(lane)]++;
+        right[ql_syrk_right_token(lane)][ql_syrk_right_piece(lane)]++;
+        for (int i = 0; i < 4; i++) value[ql_syrk_row(lane, i)][ql_syrk_col(lane, i)]++;
+    }
+    for (int i = 0; i < 16; i++) {
+        for (int p = 0; p < 2; p++) assert_true(left[i][p] == 1 && right[i][p] == 1);
+        for (int c = 0; c < 8; c++) assert_int_equal(value[i][c], 1);
+    }
+}
+
 static void hessian_refuses_what_does_not_fit(void **state) {
     backend *b = *state;
     ql_mat x = upload(b, normal(b, 3, 8, 1)), h = upload(b, normal(b, 8, 8, 2)), half = h;
@@ -60,6 +182,8 @@ static void hessian_refuses_what_does_not_fit(void **state) {
     assert_refused(ql_hessian(b->ctx, x, ql_cols(h, 0, 7)), QL_INVALID, "h: has 7 columns, expected 8");
     assert_refused(ql_hessian(b->ctx, x, ql_rows(h, 0, 7)), QL_INVALID, "h: has 7 rows, expected 8");
     assert_refused(ql_hessian(b->ctx, x, half), QL_INVALID, "h: is BF16");
+    half.dtype = QL_F16;
+    assert_refused(ql_hessian(b->ctx, half, h), QL_INVALID, "x: is F16");
 }
 
 /* ---- moments ------------------------------------------------------------------------------------------------------------------ */
@@ -121,9 +245,19 @@ static void abs_hist_counts_every_value(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(hessian_odd_sizes), cmocka_unit_test(hessian_crosses_tiles),
-        cmocka_unit_test(hessian_in_double), cmocka_unit_test(hessian_refuses_what_does_not_fit),
-        cmocka_unit_test(moments_odd_sizes), cmocka_unit_test(abs_hist_counts_every_value),
+        cmocka_unit_test(hessian_odd_sizes),
+        cmocka_unit_test(hessian_crosses_tiles),
+        cmocka_unit_test(hessian_in_double),
+        cmocka_unit_test(hessian_of_bf16_with_tails),
+        cmocka_unit_test(hessian_of_bf16_with_many_tokens),
+        cmocka_unit_test(hessian_of_bf16_repeats_and_chunks),
+        cmocka_unit_test(syrk_tiles_cover_the_triangle_once),
+        cmocka_unit_test(syrk_neighbours_share_tokens),
+        cmocka_unit_test(syrk_places_are_apart),
+        cmocka_unit_test(syrk_fragments_are_whole),
+        cmocka_unit_test(hessian_refuses_what_does_not_fit),
+        cmocka_unit_test(moments_odd_sizes),
+        cmocka_unit_test(abs_hist_counts_every_value),
     };
     return run_on_backends(tests);
 }

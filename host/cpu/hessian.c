@@ -1,7 +1,8 @@
 /* Statistics of the inputs of a linear layer.
  *
  * H += X^T X, upper triangle.   X [m][k], H [k][k].  H is cut into fixed square tiles that the threads share; a tile is one
- * single-threaded BLAS call over all tokens.  Row-major C += A^T B is column-major C^T += B^T A.
+ * single-threaded BLAS call over all tokens.  Row-major C += A^T B is column-major C^T += B^T A.  X of another type than H is
+ * converted first, a panel of tokens at a time.
  */
 #include <omp.h>
 
@@ -47,17 +48,17 @@ static void add_products(ql_ctx *ctx, ql_mat x, ql_mat h) {
         }
 }
 
-/* Tokens that are converted to double at a time: 4 MiB per 1024 inputs. */
-enum { DOUBLE_ROWS = 512 };
+/* Tokens that are converted at a time: 4 MiB of doubles per 1024 inputs. */
+enum { PANEL_ROWS = 512 };
 
 ql_status ql_cpu_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
-    if (h.dtype == QL_F32) {
+    if (x.dtype == h.dtype) {
         add_products(ctx, x, h);
         return QL_OK;
     }
-    int64_t rows = ql_at_most(DOUBLE_ROWS, x.rows);
-    size_t bytes = (size_t)(rows * x.cols) * sizeof(double);
-    ql_mat panel = ql_mat_of(ql_malloc(bytes), QL_F64, rows, x.cols);
+    int64_t rows = ql_at_most(PANEL_ROWS, x.rows);
+    size_t bytes = (size_t)(rows * x.cols) * ql_dtype_size(h.dtype);
+    ql_mat panel = ql_mat_of(ql_malloc(bytes), h.dtype, rows, x.cols);
     if (!panel.data) return ql_fail(QL_NOMEM, "hessian: no memory for a panel of %zu bytes", bytes);
     ql_status status = QL_OK;
     for (int64_t first = 0; first < x.rows && status == QL_OK; first += rows) {

@@ -1,0 +1,133 @@
+/* H += X^T X on the tensor cores, upper triangle.   X [m][k] BF16, H [k][k] F32
+ *
+ * A block of threads owns one tile of 128 x 128 on or above the diagonal and walks all tokens, so no sums meet in memory and every
+ * bit has one order.  X lies in rows of tokens, and both operands want it by columns of tokens: fragments are loaded transposed.
+ * DEPTH tokens are a stage; copies run STAGES - 1 stages ahead.  Eight warps share the tile, 64 x 32 each.
+ *
+ * The product of two BF16 values is exact in FP32.  But tensor cores cut sums off toward zero instead of rounding them, and what
+ * the sums of squares on the diagonal lose that way grows with their length: so after RUN tokens the sums are added, rounding to
+ * nearest, to a second set of registers.  A run is 32 steps that lose at most 2^-23 of the sum so far, 2^-24 x 32 = 2e-6 of a sum of
+ * equal terms; 4096 tokens at a time would lose 1.5e-5, beyond the bound of 1e-5.
+ * Registers for both sets leave room for one block per SM.   Measured: perf/results/STATUS.md.   Twin: host/cpu/hessian.c. */
+#include "cuda/device.cuh"
+#include "cuda/ptx.cuh"
+#include "host/syrk.h"
+
+enum { TILE = QL_SYRK_TILE, DEPTH = 32, STAGES = 4, RUN = 512, THREADS = 256 };
+enum { WARP_ROWS = 64, WARP_COLS = 32, LEFTS = WARP_ROWS / 16, RIGHTS = WARP_COLS / 16 };
+
+typedef struct stage {
+    uint16_t left[DEPTH * TILE], right[DEPTH * TILE];
+} stage;
+
+typedef float sums[LEFTS][2 * RIGHTS][4];
+
+/* Tokens from `token` on, columns from `col` on; zeros outside of X. */
+static __device__ __forceinline__ void load_tokens(const ql_mat &x, int64_t token, int64_t col, uint16_t *to) {
+#pragma unroll
+    for (int i = 0; i < DEPTH * QL_SYRK_PIECES / THREADS; i++) {
+        int at = i * THREADS + threadIdx.x, t = at / QL_SYRK_PIECES, piece = at % QL_SYRK_PIECES;
+        int64_t row = token + t, first = col + piece * QL_SYRK_PIECE, left = row < x.rows ? x.cols - first : 0;
+        int bytes = left <= 0 ? 0 : left < QL_SYRK_PIECE ? 2 * (int)left : 16;
+        ptx_copy(to + ql_syrk_place(t, piece), bytes ? row_of<uint16_t>(x, row) + first : x.data, bytes);
+    }
+}
+
+/* On the diagonal both operands are the same columns. */
+static __device__ __forceinline__ void load_stage(const ql_mat &x, int64_t token, int64_t row, int64_t col, stage *to) {
+    load_tokens(x, token, row, to->left);
+    if (row != col) load_tokens(x, token, col, to->right);
+}
+
+static __device__ __forceinline__ void multiply(const uint16_t *left, const uint16_t *right, sums &c) {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    int left_piece = warp / 4 * (WARP_ROWS / QL_SYRK_PIECE) + ql_syrk_left_piece(lane);
+    int right_piece = warp % 4 * (WARP_COLS / QL_SYRK_PIECE) + ql_syrk_right_piece(lane);
+#pragma unroll
+    for (int t = 0; t < DEPTH; t += 16) {
+        uint32_t a[LEFTS][4], b[RIGHTS][4];
+#pragma unroll
+        for (int i = 0; i < LEFTS; i++)
+            ptx_load_transposed(a[i], left + ql_syrk_place(t + ql_syrk_left_token(lane), left_piece + 2 * i));
+#pragma unroll
+        for (int j = 0; j < RIGHTS; j++)
+            ptx_load_transposed(b[j], right + ql_syrk_place(t + ql_syrk_right_token(lane), right_piece + 2 * j));
+#pragma unroll
+        for (int i = 0; i < LEFTS; i++)
+#pragma unroll
+            for (int j = 0; j < 2 * RIGHTS; j++) {
+                const uint32_t pair[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+                ptx_mma_bf16(c[i][j], a[i], pair);
+            }
+    }
+}
+
+/* total += run, run = 0. */
+static __device__ __forceinline__ void close_run(sums &run, sums &total) {
+#pragma unroll
+    for (int i = 0; i < LEFTS; i++)
+#pragma unroll
+        for (int j = 0; j < 2 * RIGHTS; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) total[i][j][e] += run[i][j][e], run[i][j][e] = 0;
+}
+
+static __device__ __forceinline__ void add_to(const ql_mat &h, int64_t row, int64_t col, const sums &total) {
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    row += warp / 4 * WARP_ROWS, col += warp % 4 * WARP_COLS;
+#pragma unroll
+    for (int i = 0; i < LEFTS; i++)
+#pragma unroll
+        for (int j = 0; j < 2 * RIGHTS; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int64_t p = row + 16 * i + ql_syrk_row(lane, e), q = col + 8 * j + ql_syrk_col(lane, e);
+                if (p <= q && q < h.cols) row_of<float>(h, p)[q] += total[i][j][e];
+            }
+}
+
+static __global__ void __launch_bounds__(THREADS, 1) syrk_kernel(ql_mat x, ql_mat h) {
+    DYNAMIC_SHARED(memory);
+    stage *stages = (stage *)memory;
+    int64_t row, col, steps = (x.rows + DEPTH - 1) / DEPTH;
+    ql_syrk_tile_at(blockIdx.x, (h.cols + TILE - 1) / TILE, &row, &col);
+    row *= TILE, col *= TILE;
+    sums run = {}, total = {};
+    for (int ahead = 0; ahead < STAGES - 1; ahead++) {
+        if (ahead < steps) load_stage(x, (int64_t)ahead * DEPTH, row, col, &stages[ahead]);
+        ptx_commit_copies();
+    }
+    for (int64_t step = 0; step < steps; step++) {
+        ptx_wait_copies<STAGES - 2>();
+        __syncthreads(); /* the stage has come, and everyone is done with the one before it, which is filled now */
+        int64_t next = step + STAGES - 1;
+        if (next < steps) load_stage(x, next * DEPTH, row, col, &stages[next % STAGES]);
+        ptx_commit_copies();
+        const stage *now = &stages[step % STAGES];
+        multiply(now->left, row == col ? now->left : now->right, run);
+        if ((step + 1) % (RUN / DEPTH) == 0) close_run(run, total);
+    }
+    close_run(run, total);
+    add_to(h, row, col, total);
+}
+
+/* Copies that are 16 bytes wide need rows that begin so. */
+static bool is_aligned(ql_mat x) { return (uintptr_t)x.data % 16 == 0 && x.ld % QL_SYRK_PIECE == 0; }
+
+static __global__ void align_kernel(ql_mat x, ql_mat to) {
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
+        row_of<uint16_t>(to, blockIdx.x)[j] = row_of<uint16_t>(x, blockIdx.x)[j];
+}
+
+ql_status ql_cuda_syrk(ql_cuda *gpu, ql_mat x, ql_mat h) {
+    if (!is_aligned(x)) {
+        ql_mat aligned = x;
+        aligned.ld = (x.cols + QL_SYRK_PIECE - 1) / QL_SYRK_PIECE * QL_SYRK_PIECE;
+        QL_TRY(ql_cuda_scratch(gpu, (size_t)(x.rows * aligned.ld) * sizeof(uint16_t), &aligned.data));
+        LAUNCH(gpu, align_kernel, x.rows, THREADS, x, aligned);
+        x = aligned;
+    }
+    int64_t tiles = ql_syrk_tiles(ql_ceil_div(h.cols, TILE));
+    LAUNCH_SHARED(gpu->stream, syrk_kernel, tiles, THREADS, STAGES * sizeof(stage), x, h);
+    return QL_OK;
+}
