@@ -8,13 +8,13 @@ job=("$qalib" quantize -m "$tmp/model" --method rtn --group-size 32 --progress n
 gptq=("${job[@]/rtn/gptq}" --calib "$tmp/tokens.h5")
 "${job[@]}" -o "$tmp/whole.rtn" >/dev/null
 "${gptq[@]}" -o "$tmp/whole.gptq" >/dev/null 2>&1
-steps=$([ "${QALIB_TIER:-quick}" = full ] && echo 1 || echo 4) # a step grows by 1 in `steps` calls
+dense=$([ "${QALIB_TIER:-quick}" = full ] && echo 64 || echo 5) # every call up to this one, then steps of n / dense
 
 # fails SITE ACTION CODES COMMAND...: n = 1, 2, ... until the program succeeds twice in a row.
 fails() {
     local site=$1 action=$2 codes=$3 n code calls=0
     shift 3
-    for ((n = 1; n < 20000; n += 1 + (steps - 1) * n / 16)); do
+    for ((n = 1; n < 20000; n += 1 + n / dense)); do
         code=0
         QALIB_FAULT=$site:$n:$action timeout 30 "$@" >/dev/null 2>"$tmp/stderr" || code=$?
         calls=$((calls + 1))
@@ -88,8 +88,8 @@ removed() {
         same_files "$tmp/whole.rtn" "$tmp/out"
     fi
 }
-for ((n = 1; n < 1000; n += steps > 1 ? 2 : 1)); do removed $n "$tmp/out" || break; done
+for ((n = 1; n < 1000; n += dense > 5 ? 1 : 2)); do removed $n "$tmp/out" || break; done
 echo "output directory removed: $n calls of fsync"
-for ((n = 1; n < 1000; n += steps > 1 ? 2 : 1)); do removed $n "$tmp/out" "$tmp/out.work" || break; done
+for ((n = 1; n < 1000; n += dense > 5 ? 1 : 2)); do removed $n "$tmp/out" "$tmp/out.work" || break; done
 echo "work directory too: $n calls of fsync"
 echo "faults: documented codes, nothing half written, resumed to the same bytes"
