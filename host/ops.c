@@ -282,6 +282,28 @@ ql_status ql_dequantize_values(ql_ctx *ctx, const ql_values *values, ql_mat x) {
     return x.rows && x.cols ? ctx->ops->dequantize_values(ctx, values, x) : QL_OK;
 }
 
+/* Blocks [n][...] of a weight w [n][k]. */
+static ql_status check_blocks(const char *name, ql_mat w, ql_block_type type, ql_mat blocks) {
+    if (!ql_block_name(type)) return ql_fail(QL_INVALID, "%s: %d is not a block type", name, (int)type);
+    int64_t weights = ql_block_weights(type), bytes = ql_block_bytes(type);
+    QL_TRY(ql_context(check_mat("w", w, QL_F32, ANY, ANY), "%s", name));
+    if (w.cols % weights)
+        return ql_fail(QL_INVALID, "%s: w has %lld columns, a block of %s has %lld", name, (long long)w.cols,
+                       ql_block_name(type), (long long)weights);
+    return ql_context(check_mat("blocks", blocks, QL_U8, w.rows, w.cols / weights * bytes), "%s", name);
+}
+
+ql_status ql_encode_blocks(ql_ctx *ctx, ql_mat w, ql_mat importance, ql_block_type type, ql_mat blocks) {
+    QL_TRY(check_blocks("encode_blocks", w, type, blocks));
+    QL_TRY(check_optional("encode_blocks: importance", importance, QL_F32, 1, w.cols));
+    return w.rows && w.cols ? ctx->ops->encode_blocks(ctx, w, importance, type, blocks) : QL_OK;
+}
+
+ql_status ql_decode_blocks(ql_ctx *ctx, ql_mat blocks, ql_block_type type, ql_mat w) {
+    QL_TRY(check_blocks("decode_blocks", w, type, blocks));
+    return w.rows && w.cols ? ctx->ops->decode_blocks(ctx, blocks, type, w) : QL_OK;
+}
+
 ql_status ql_pack(ql_ctx *ctx, ql_mat codes, int bits, ql_mat words) {
     QL_TRY(check_bits("pack", bits));
     QL_TRY(check_mat("pack: codes", codes, QL_U8, ANY, ANY));

@@ -30,6 +30,8 @@
     X(quantize_dynamic, (ql_ctx * ctx, ql_mat x, const ql_values *values))                                             \
     X(quantize_static, (ql_ctx * ctx, ql_mat x, const ql_values *values))                                              \
     X(dequantize_values, (ql_ctx * ctx, const ql_values *values, ql_mat x))                                            \
+    X(encode_blocks, (ql_ctx * ctx, ql_mat w, ql_mat importance, ql_block_type type, ql_mat blocks))                   \
+    X(decode_blocks, (ql_ctx * ctx, ql_mat blocks, ql_block_type type, ql_mat w))                                      \
     X(pack, (ql_ctx * ctx, ql_mat codes, int bits, ql_mat words))                                                      \
     X(unpack, (ql_ctx * ctx, ql_mat words, int bits, ql_mat codes))                                                    \
     X(grid_search, (ql_ctx * ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid))               \

@@ -260,6 +260,38 @@ QL_API ql_status ql_quantize_static(ql_ctx *ctx, ql_mat x, const ql_values *valu
 /* x = scale * (code - zero), rounded once.   x [rows][cols] F32, F16 or BF16. */
 QL_API ql_status ql_dequantize_values(ql_ctx *ctx, const ql_values *values, ql_mat x);
 
+/* The block formats of GGUF, bytes as ggml defines them (host/kquant.h has the layouts): name, text, number in files, weights per
+ * block, bytes per block. */
+#define QL_BLOCK_TYPES(X)                                                                                              \
+    X(QL_Q4_0, "Q4_0", 2, 32, 18)                                                                                      \
+    X(QL_Q4_1, "Q4_1", 3, 32, 20)                                                                                      \
+    X(QL_Q5_0, "Q5_0", 6, 32, 22)                                                                                      \
+    X(QL_Q5_1, "Q5_1", 7, 32, 24)                                                                                      \
+    X(QL_Q8_0, "Q8_0", 8, 32, 34)                                                                                      \
+    X(QL_Q2_K, "Q2_K", 10, 256, 84)                                                                                    \
+    X(QL_Q3_K, "Q3_K", 11, 256, 110)                                                                                   \
+    X(QL_Q4_K, "Q4_K", 12, 256, 144)                                                                                   \
+    X(QL_Q5_K, "Q5_K", 13, 256, 176)                                                                                   \
+    X(QL_Q6_K, "Q6_K", 14, 256, 210)                                                                                   \
+    X(QL_IQ4_NL, "IQ4_NL", 20, 32, 18)
+
+typedef enum ql_block_type {
+#define QL_BLOCK_ENUM(name, text, number, weights, bytes) name,
+    QL_BLOCK_TYPES(QL_BLOCK_ENUM)
+#undef QL_BLOCK_ENUM
+        QL_BLOCK_TYPE_COUNT
+} ql_block_type;
+
+QL_API const char *ql_block_name(ql_block_type type); /* "Q4_K"; NULL if there is no such type */
+QL_API int64_t ql_block_weights(ql_block_type type);  /* 32 or 256 */
+QL_API int64_t ql_block_bytes(ql_block_type type);    /* of one block */
+
+/* Blocks of a weight and back, the bytes that ggml makes.   w [n][k] F32, k a multiple of the weights of a block; blocks U8
+ * [n][k / weights * bytes]; importance F32 [1][k] or absent: the mean square of each input, which weighs the errors (Q8_0 does
+ * not look at it).  Importance that is 0 over a whole block makes zeros of it.  Values must be finite. */
+QL_API ql_status ql_encode_blocks(ql_ctx *ctx, ql_mat w, ql_mat importance, ql_block_type type, ql_mat blocks);
+QL_API ql_status ql_decode_blocks(ql_ctx *ctx, ql_mat blocks, ql_block_type type, ql_mat w);
+
 /* Codes, one per byte, to the stream of ql_qweight and back: exact inverses.  codes [n][k] U8, every code below 2^bits
  * (QL_INVALID otherwise: a code too large would damage its neighbours); words [n][ceil(k * bits / 32)] I32. */
 QL_API ql_status ql_pack(ql_ctx *ctx, ql_mat codes, int bits, ql_mat words);

@@ -1,0 +1,153 @@
+/* Block formats of GGUF: 256 weights at a time, their sub-blocks side by side in vector registers.   w [n][k]
+ * The arithmetic is that of host/kquant.h. */
+#include "host/kquant.h"
+
+#include "host/ops.h"
+
+enum { SUBS = QL_SUPER / 16 /* most sub-blocks of 256 weights */ };
+
+/* 256 weights on their way to bytes: sub-block s is lane s % QL_WIDTH of column s / QL_WIDTH. */
+typedef struct unit {
+    ql_block_type type;
+    int important, subs, n; /* sub-blocks that exist, weights of each */
+    ql_wide x[QL_SUPER / QL_WIDTH], w[QL_SUPER / QL_WIDTH], codes[QL_SUPER / QL_WIDTH];
+    float scale[SUBS], min[SUBS]; /* as fitted, then as the file has them */
+    float weight[SUBS];
+    uint8_t code[QL_SUPER], scale_code[SUBS], min_code[SUBS];
+    uint16_t d, m;
+} unit;
+
+static ql_column column_of(unit *u, int pass) {
+    return (ql_column){u->x + pass * u->n, u->w + pass * u->n, u->codes + pass * u->n, u->n};
+}
+
+/* Sub-blocks that do not exist are zeros. */
+static void load(unit *u, const float *x, const float *importance) {
+    memset(u->x, 0, sizeof u->x);
+    memset(u->w, 0, sizeof u->w);
+    for (int s = 0; s < u->subs; s++)
+        for (int i = 0; i < u->n; i++) {
+            int at = s / QL_WIDTH * u->n + i;
+            u->x[at][s % QL_WIDTH] = x[s * u->n + i];
+            if (importance) u->w[at][s % QL_WIDTH] = importance[s * u->n + i];
+        }
+}
+
+static void fit(unit *u, float row_energy, float super_energy) {
+    for (int pass = 0; pass * QL_WIDTH < u->subs; pass++) {
+        ql_column c = column_of(u, pass);
+        ql_weigh(u->type, c, u->w + pass * u->n, u->important, ql_energy(u->type, c, row_energy, super_energy));
+        ql_wide min, scale = ql_fit(u->type, c, u->important, &min), weight = ql_wide_of(0.0f);
+        for (int i = 0; i < c.n; i++) weight += c.w[i];
+        memcpy(u->scale + pass * QL_WIDTH, &scale, sizeof scale);
+        memcpy(u->min + pass * QL_WIDTH, &min, sizeof min);
+        memcpy(u->weight + pass * QL_WIDTH, &weight, sizeof weight);
+    }
+}
+
+/* Scales in lane 0, minimums in lane 1. */
+static void fit_scales(unit *u) {
+    ql_wide x[SUBS] = {0}, w[SUBS] = {0}, code[SUBS];
+    for (int s = 0; s < u->subs; s++) {
+        x[s][0] = u->scale[s], x[s][1] = -u->min[s];
+        w[s][0] = w[s][1] = u->weight[s];
+    }
+    ql_wide worth = ql_fit_scales(u->type, (ql_column){x, w, code, u->subs}, u->important);
+    u->d = ql_f32_to_f16(worth[0]), u->m = ql_f32_to_f16(worth[1]);
+    for (int s = 0; s < u->subs; s++) {
+        u->scale_code[s] = (uint8_t)code[s][0], u->min_code[s] = (uint8_t)code[s][1];
+        u->scale[s] = ql_f16_to_f32(u->d) * (code[s][0] - ql_scale_middle(u->type));
+        u->min[s] = ql_has_min(u->type) ? ql_f16_to_f32(u->m) * code[s][1] : 0.0f;
+    }
+}
+
+static void refit(unit *u) {
+    for (int pass = 0; pass * QL_WIDTH < u->subs; pass++) {
+        ql_wide scale, min;
+        memcpy(&scale, u->scale + pass * QL_WIDTH, sizeof scale);
+        memcpy(&min, u->min + pass * QL_WIDTH, sizeof min);
+        ql_refit(u->type, column_of(u, pass), scale, min);
+    }
+}
+
+static void store_codes(unit *u) {
+    for (int s = 0; s < u->subs; s++)
+        for (int i = 0; i < u->n; i++) u->code[s * u->n + i] = (uint8_t)u->codes[s / QL_WIDTH * u->n + i][s % QL_WIDTH];
+}
+
+/* One text per type: with the type known, the formula of a byte is short. */
+static inline __attribute__((always_inline)) void put_bytes(ql_block_type type, int count, const ql_block_parts *parts,
+                                                            uint8_t *to) {
+    for (int o = 0; o < count; o++) to[o] = ql_block_byte(type, parts, o);
+}
+
+static void put_block(ql_block_type type, const ql_block_parts *parts, uint8_t *to) {
+    switch (type) {
+#define PUT(name, text, number, weights, bytes)                                                                        \
+    case name: put_bytes(name, bytes, parts, to); break;
+        QL_BLOCK_TYPES(PUT)
+#undef PUT
+    default: break;
+    }
+}
+
+static void encode_super(unit *u, uint8_t *to) {
+    fit_scales(u);
+    refit(u);
+    store_codes(u);
+    put_block(u->type, &(ql_block_parts){u->code, u->scale_code, u->min_code, u->d, u->m}, to);
+}
+
+static void encode_simple(unit *u, uint8_t *to) {
+    store_codes(u);
+    for (int s = 0; s < u->subs; s++, to += ql_block_bytes(u->type)) {
+        uint16_t d = ql_f32_to_f16(u->scale[s]), m = ql_f32_to_f16(u->min[s]);
+        put_block(u->type, &(ql_block_parts){u->code + s * u->n, NULL, NULL, d, m}, to);
+    }
+}
+
+static void encode_row(ql_block_type type, const float *x, const float *importance, int64_t k, uint8_t *to) {
+    float row = importance && ql_needs_row_energy(type) ? ql_sum_of_squares(x, k) / (float)k : 0.0f;
+    for (int64_t i = 0; i < k; i += QL_SUPER) {
+        int64_t count = k - i < QL_SUPER ? k - i : QL_SUPER;
+        unit u = {.type = type, .important = importance != NULL, .n = ql_sub_weights(type)};
+        u.subs = (int)(count / u.n);
+        load(&u, x + i, importance ? importance + i : NULL);
+        int super = ql_is_super(type);
+        fit(&u, row, importance && super ? ql_sum_of_squares(x + i, QL_SUPER) / QL_SUPER : 0.0f);
+        if (super) encode_super(&u, to);
+        else encode_simple(&u, to);
+        to += count / ql_block_weights(type) * ql_block_bytes(type);
+    }
+}
+
+ql_status ql_cpu_encode_blocks(ql_ctx *ctx, ql_mat w, ql_mat importance, ql_block_type type, ql_mat blocks) {
+#pragma omp parallel for schedule(dynamic, 8) num_threads(ctx->threads)
+    for (int64_t r = 0; r < w.rows; r++)
+        encode_row(type, (const float *)w.data + r * w.ld, importance.data, w.cols,
+                   (uint8_t *)blocks.data + r * blocks.ld);
+    return QL_OK;
+}
+
+static inline __attribute__((always_inline)) void take_values(ql_block_type type, int64_t count, int64_t bytes,
+                                                              const uint8_t *from, int64_t k, float *to) {
+    for (int64_t i = 0; i < k; i += count, from += bytes)
+        for (int j = 0; j < count; j++) to[i + j] = ql_block_value(type, from, j);
+}
+
+static void decode_row(ql_block_type type, const uint8_t *from, int64_t k, float *to) {
+    switch (type) {
+#define TAKE(name, text, number, weights, bytes)                                                                       \
+    case name: take_values(name, weights, bytes, from, k, to); break;
+        QL_BLOCK_TYPES(TAKE)
+#undef TAKE
+    default: break;
+    }
+}
+
+ql_status ql_cpu_decode_blocks(ql_ctx *ctx, ql_mat blocks, ql_block_type type, ql_mat w) {
+#pragma omp parallel for schedule(static) num_threads(ctx->threads)
+    for (int64_t r = 0; r < w.rows; r++)
+        decode_row(type, (const uint8_t *)blocks.data + r * blocks.ld, w.cols, (float *)w.data + r * w.ld);
+    return QL_OK;
+}
