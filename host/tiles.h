@@ -36,16 +36,22 @@ QL_BOTH int ql_slot_of(int row, int col) { return col / 16 * 8 + col / 8 % 2 * 4
 QL_BOTH int ql_slot_word(int bits, int slot) { return slot * bits / 32; }
 QL_BOTH int ql_slot_shift(int bits, int slot) { return slot % (32 / bits) / 2 * bits + slot % 2 * 16; }
 
+QL_BOTH uint32_t ql_unit_part(const uint32_t *words, int bits, int slot) {
+    return (words[ql_slot_word(bits, slot)] >> ql_slot_shift(bits, slot)) & ((1u << bits) - 1);
+}
+
 QL_BOTH int ql_unit_code(const uint32_t *unit, int bits, int slot) {
-    if (bits == 3) return ql_unit_code(unit, 2, slot) | (ql_unit_code(unit + 2, 1, slot) << 2);
-    return (int)((unit[ql_slot_word(bits, slot)] >> ql_slot_shift(bits, slot)) & ((1u << bits) - 1));
+    if (bits == 3) return (int)(ql_unit_part(unit, 2, slot) | (ql_unit_part(unit + 2, 1, slot) << 2));
+    return (int)ql_unit_part(unit, bits, slot);
+}
+
+QL_BOTH void ql_unit_put_part(uint32_t *words, int bits, int slot, uint32_t part) {
+    words[ql_slot_word(bits, slot)] |= part << ql_slot_shift(bits, slot);
 }
 
 QL_BOTH void ql_unit_put(uint32_t *unit, int bits, int slot, uint32_t code) {
-    if (bits == 3) {
-        ql_unit_put(unit, 2, slot, code & 3);
-        ql_unit_put(unit + 2, 1, slot, code >> 2);
-    } else unit[ql_slot_word(bits, slot)] |= code << ql_slot_shift(bits, slot);
+    if (bits != 3) ql_unit_put_part(unit, bits, slot, code);
+    else ql_unit_put_part(unit, 2, slot, code & 3), ql_unit_put_part(unit + 2, 1, slot, code >> 2);
 }
 
 QL_BOTH void ql_unit_pack(const uint8_t *codes, int bits, uint32_t *unit) {
