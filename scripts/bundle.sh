@@ -3,7 +3,7 @@
 # no compiler and none of our libraries:  scripts/bundle.sh [DIR]   (default: build/bundle)
 #   bin/      stripped programs for any processor of the last ten years; they look for libraries in ../lib first
 #   lib/      the libraries beside them, except glibc and CUDA's; the reference BLAS is linked in
-#   demo/     model and token files       scripts/gpu_suite.sh       COMMIT
+#   demo/     model and token files       tests/data/ known answers       scripts/gpu_suite.sh       COMMIT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-build/bundle}
@@ -32,6 +32,8 @@ for program in qalib test_operations stats_distance; do
     strip -o "$out/bin/$program" "build/bundle-objects/$program"
 done
 [ ! -d demo ] || cp -r demo "$out/"
+mkdir -p "$out/tests/data"
+cp -r tests/data/ggml "$out/tests/data/"
 cp scripts/gpu_suite.sh "$out/scripts/"
 git describe --always --dirty --abbrev=40 >"$out/COMMIT"
 
