@@ -72,6 +72,10 @@ ql_status ql_cuda_syrk(ql_cuda *gpu, ql_mat x, ql_mat h);
 ql_status ql_cuda_cholesky(ql_cuda *gpu, ql_mat a);
 ql_status ql_cuda_invert_triangle(ql_cuda *gpu, ql_mat a);
 
+/* The same factorization by our own kernels, F32; what lies below the diagonal is lost.  *bad is 0, or 1 + the first position
+ * whose pivot is not a positive number; then `a` has no meaning.  Uses the scratch, and waits. */
+ql_status ql_cuda_cholesky_blocks(ql_cuda *gpu, ql_mat a, int *bad);
+
 /* a[p][q] <-> a[k-1-q][k-1-p] in the upper triangle, zero below: the triangle of the index-reversed matrix. */
 ql_status ql_cuda_reverse_triangle(ql_cuda *gpu, ql_mat a);
 

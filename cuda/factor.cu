@@ -3,10 +3,12 @@
  * With J the reversal of indices, J P (H + shift I) P^T J = L L^T is an ordinary Cholesky factorization and R = J L J.
  * cuSOLVER's lower triangle by columns is the upper one by rows, so everything happens inside the upper triangle of r:
  *   gather    r[p][q] = (H + shift I) at (order[k-1-q], order[k-1-p]), p <= q
- *   potrf     r[q][p] = L[p][q], p >= q
+ *   factor    r[q][p] = L[p][q], p >= q, by cuda/cholesky.cu or cuSOLVER
  *   reverse   r[p][q] <-> r[k-1-q][k-1-p], which is R; the lower triangle becomes zero
  * cuSOLVER is several times slower with the other triangle.   Twin: host/cpu/factor.c. */
 #include "cuda/device.cuh"
+
+#include <stdlib.h>
 
 enum { THREADS = 256 };
 
@@ -142,11 +144,31 @@ ql_status ql_cuda_invert_triangle(ql_cuda *gpu, ql_mat a) {
     return status;
 }
 
+/* ---- the operation --------------------------------------------------------------------------------------------------------- */
+
+/* Position p of the reversed matrix is position k - 1 - p of the order. */
+static ql_status refuse(ql_ctx *ctx, ql_mat order, int64_t position, double shift) {
+    int32_t column = (int32_t)position;
+    if (order.data) QL_TRY(ql_cuda_download(ctx, &column, (int32_t *)order.data + position, sizeof column));
+    return ql_fail(QL_NUMERIC, "factor: with %g on its diagonal the matrix is not positive definite at column %d",
+                   shift, (int)column);
+}
+
+/* Here, and only here, the way is chosen: our blocks, or cuSOLVER with QALIB_FACTOR=cusolver in the environment, which is the
+ * reference and the way out should a GPU do badly with the blocks.  Double, which the literature needs, is always cuSOLVER's. */
+static bool wants_cusolver() {
+    const char *choice = getenv("QALIB_FACTOR");
+    return choice && strcmp(choice, "cusolver") == 0;
+}
+
 ql_status ql_cuda_factor(ql_ctx *ctx, ql_mat h, ql_mat order, double shift, ql_mat r) {
     ql_cuda *gpu;
+    int bad = 0;
     QL_TRY(ql_cuda_use(ctx, &gpu));
     QL_TRY(ql_cuda_check_order(ctx, "factor", order, r.cols));
     LAUNCH(gpu, gather_kernel, r.rows, THREADS, h, order, shift, r);
-    QL_TRY(ql_cuda_cholesky(gpu, r));
+    if (wants_cusolver()) QL_TRY(ql_cuda_cholesky(gpu, r));
+    else QL_TRY(ql_cuda_cholesky_blocks(gpu, r, &bad));
+    if (bad) return refuse(ctx, order, r.cols - bad, shift);
     return ql_cuda_reverse_triangle(gpu, r);
 }
