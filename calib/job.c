@@ -59,7 +59,7 @@ static ql_status open_engine(ql_ctx *ctx, job *j) {
     QL_TRY(engine_open(ctx, &j->model, &r->recipe, r->mode, &j->engine));
     j->engine.stats_dir = r->stats_dir;
     for (int i = 0; i < j->count; i++)
-        if (j->parts[i].request->recipe.smoothing != SMOOTHING_NONE) j->engine.with_moments = true;
+        if (recipe_needs_moments(&j->parts[i].request->recipe)) j->engine.with_moments = true;
     return r->tokens_path ? engine_open_rows(&j->engine, &j->tokens, &j->data, j->device) : QL_OK;
 }
 

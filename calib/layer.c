@@ -182,34 +182,45 @@ ql_status layer_module_name(ql_arena *host, int64_t layer, linear_id id, char **
     return ql_arena_string(host, text, name);
 }
 
-static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, const module_rule *rule,
-                              const capture *input, const drift *d, layer_result *result) {
+static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, linear_job job, layer_result *result) {
     char *name;
     QL_TRY(layer_module_name(e->host, layer, id, &name));
     progress_step(e->progress, layer, name);
-    const linear_job job = {
-        .ctx = e->ctx,
-        .device = e->scratch,
-        .host = e->host,
-        .phases = &e->phases,
-        .recipe = e->recipe,
-        .rule = *rule,
-        .name = name,
-        .input = input,
-        .drift = d,
-        .n_seq = e->data ? e->data->tokens->n_seq - e->data->n_skipped : 0,
-    };
+    job.name = name;
     QL_TRY(linear_quantize(&job, &b->lin[id], &result->module[id], &result->record[id]));
     result->quantized[id] = true;
     return linear_set_quantized(e->ctx, &result->module[id], e->weights, &b->lin[id]);
 }
 
+/* Modules that runtimes fuse share the scale of a tensor: the largest weight of all of them, before any is replaced. */
+static ql_status largest_of_site(const linear_job *job, const block *b, site_id site, float *largest) {
+    *largest = 0;
+    for (linear_id id = 0; id < LINEARS; id++) {
+        float own = 0;
+        if (linear_site[id] == site) QL_TRY(linear_largest(job, b->lin[id].w, &own));
+        if (own > *largest) *largest = own;
+    }
+    return QL_OK;
+}
+
 /* The linears behind one point, or behind all of them when they share no order. */
 static ql_status solve_site(engine *e, block *b, int64_t layer, site_id site, const module_rule *rules,
                             const capture *input, const drift *d, layer_result *result) {
-    for (linear_id id = 0; id < LINEARS; id++)
-        if (linear_site[id] == site && !rules[id].skip)
-            QL_TRY(solve_linear(e, b, layer, id, &rules[id], input, d, result));
+    linear_job job = {
+        .ctx = e->ctx,
+        .device = e->scratch,
+        .host = e->host,
+        .phases = &e->phases,
+        .recipe = e->recipe,
+        .input = input,
+        .drift = d,
+        .n_seq = e->data ? e->data->tokens->n_seq - e->data->n_skipped : 0,
+    };
+    if (e->recipe->base.group == GROUP_TENSOR) QL_TRY(largest_of_site(&job, b, site, &job.largest));
+    for (linear_id id = 0; id < LINEARS; id++) {
+        job.rule = rules[id];
+        if (linear_site[id] == site && !rules[id].skip) QL_TRY(solve_linear(e, b, layer, id, job, result));
+    }
     return QL_OK;
 }
 

@@ -72,7 +72,7 @@ ql_status layer_collect(engine *e, int64_t layer, int kinds, capture *captures, 
 ql_status layer_save(const char *path, const layer_result *result, const model_config *config, ql_arena *host);
 /* Most bytes of that file, from shapes alone.  dynamic: groups follow the act-order where a row has several. */
 ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, bool dynamic,
-                          bool smoothed, ql_arena *host, uint64_t *size);
+                          bool smoothed, bool with_input_scale, ql_arena *host, uint64_t *size);
 ql_status layer_load(const char *path, const engine *e, int64_t layer, const module_rule *rules, ql_arena *host,
                      layer_result *result);
 

@@ -5,25 +5,27 @@
 #include "calib/layer.h"
 #include "host/mat.h"
 
-enum { PARTS = 4, MAX_TENSORS = PARTS * LINEARS + FOLDED };
-static const char *const part_names[PARTS] = {"codes", "scale", "zero", "g_idx"};
+enum { CODES, SCALE, ZERO, G_IDX, INPUT_SCALE, PARTS, MAX_TENSORS = PARTS * LINEARS + FOLDED };
+static const char *const part_names[PARTS] = {"codes", "scale", "zero", "g_idx", "input_scale"};
 
 /* Shape and type of one part of a module, and where its data are. */
 static st_tensor describe(const qmodule *q, int part, const char *name) {
     int64_t groups = ql_groups(q->k, q->group);
     st_tensor t = {.name = name, .rank = 2, .shape = {q->n, groups}};
     switch (part) {
-    case 0: t.dtype = QL_I32, t.shape[1] = ql_packed_words(q->k, q->bits); break;
-    case 1: t.dtype = QL_F32; break;
-    case 2: t.dtype = QL_U8; break;
-    default: t.dtype = QL_I32, t.rank = 1, t.shape[0] = q->k;
+    case CODES: t.dtype = QL_I32, t.shape[1] = ql_packed_words(q->k, q->bits); break;
+    case SCALE: t.dtype = QL_F32; break;
+    case ZERO: t.dtype = QL_U8; break;
+    case G_IDX: t.dtype = QL_I32, t.rank = 1, t.shape[0] = q->k; break;
+    default: t.dtype = QL_F32, t.rank = 1, t.shape[0] = 1;
     }
     t.dtype_name = ql_dtype_name(t.dtype);
     return t;
 }
 
 static void **part_data(qmodule *q, int part) {
-    void **const parts[PARTS] = {(void **)&q->codes, (void **)&q->scale, (void **)&q->zero, (void **)&q->g_idx};
+    void **const parts[PARTS] = {(void **)&q->codes, (void **)&q->scale, (void **)&q->zero, (void **)&q->g_idx,
+                                 (void **)&q->input_scale};
     return parts[part];
 }
 
@@ -80,19 +82,21 @@ ql_status layer_save(const char *path, const layer_result *result, const model_c
 }
 
 ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, bool dynamic,
-                          bool smoothed, ql_arena *host, uint64_t *size) {
+                          bool smoothed, bool with_input_scale, ql_arena *host, uint64_t *size) {
     st_tensor tensors[MAX_TENSORS];
     int count = 0;
     for (folded_id id = 0; smoothed && id < FOLDED; id++) tensors[count++] = describe_folded(config, id);
     for (linear_id id = 0; id < LINEARS; id++) {
-        qmodule q = {.bits = rules[id].bits};
+        qmodule q = {.type = rules[id].type, .bits = rules[id].bits};
         char module[NAME_SIZE], *name;
         if (rules[id].skip) continue;
         module_name(module, layer, id);
         linear_shape(config, id, &q.n, &q.k);
         q.group = rules[id].group < 0 ? q.k : rules[id].group;
         bool with_g_idx = dynamic && rules[id].method != METHOD_RTN && q.group < q.k;
-        for (int part = 0; part < (with_g_idx ? PARTS : PARTS - 1); part++) {
+        for (int part = 0; part < PARTS; part++) {
+            if ((part == ZERO && rules[id].type != CODE_INT) || (part == G_IDX && !with_g_idx)) continue;
+            if (part == INPUT_SCALE && !with_input_scale) continue;
             QL_TRY(ql_arena_format(host, &name, "%s.%s", module, part_names[part]));
             tensors[count++] = describe(&q, part, name);
         }
@@ -111,7 +115,8 @@ static const st_tensor *find(const st_file *file, const char *module, const char
 static ql_status load_module(const st_file *file, qmodule *q, ql_arena *host) {
     for (int part = 0; part < PARTS; part++) {
         const st_tensor *t = find(file, q->name, part_names[part]), expected = describe(q, part, q->name);
-        if (!t && part == PARTS - 1) continue; /* g_idx is optional */
+        bool optional = part == G_IDX || part == INPUT_SCALE || (part == ZERO && q->type != CODE_INT);
+        if (!t && optional) continue;
         if (!t || t->dtype != expected.dtype || t->rank != expected.rank || t->shape[0] != expected.shape[0] ||
             (t->rank == 2 && t->shape[1] != expected.shape[1]))
             return ql_fail(
@@ -149,7 +154,7 @@ ql_status layer_load(const char *path, const engine *e, int64_t layer, const mod
         qmodule *q = &result->module[id];
         if (rules[id].skip) continue;
         status = layer_module_name(host, layer, id, &name);
-        *q = (qmodule){.name = name, .bits = rules[id].bits};
+        *q = (qmodule){.name = name, .type = rules[id].type, .bits = rules[id].bits};
         linear_shape(&e->model->config, id, &q->n, &q->k);
         q->group = rules[id].group < 0 ? q->k : rules[id].group;
         if (status == QL_OK) status = load_module(&file, q, host);

@@ -136,18 +136,24 @@ static ql_status pack(const linear_job *job, const linear_problem *p, const ql_g
     return QL_OK;
 }
 
-/* Packed weights are decoded to FP16 by those who load them: a larger one would become infinity there. */
-static ql_status check_range(const linear_job *job, ql_mat w) {
+ql_status linear_largest(const linear_job *job, ql_mat w, float *largest) {
     ql_mark mark = ql_arena_mark(job->device), host_mark = ql_arena_mark(job->host);
     capture c;
     stats_site columns;
     QL_TRY(capture_open(job->ctx, w.cols, STATS_MOMENTS, QL_F32, job->device, &c));
     QL_TRY(capture_add(job->ctx, &c, w));
     QL_TRY(capture_download(job->ctx, &c, job->host, &columns));
-    float largest = 0;
-    for (int64_t i = 0; i < w.cols; i++) largest = fmaxf(largest, fmaxf(columns.max[i], -columns.min[i]));
+    *largest = 0;
+    for (int64_t i = 0; i < w.cols; i++) *largest = fmaxf(*largest, fmaxf(columns.max[i], -columns.min[i]));
     ql_arena_release(job->host, host_mark);
     ql_arena_release(job->device, mark);
+    return QL_OK;
+}
+
+/* Packed weights are decoded to FP16 by those who load them: a larger one would become infinity there. */
+static ql_status check_range(const linear_job *job, ql_mat w) {
+    float largest;
+    QL_TRY(linear_largest(job, w, &largest));
     if (largest <= LARGEST_F16) return QL_OK;
     return ql_fail(QL_FORMAT,
                    "%s: a weight of magnitude %g is beyond FP16 (%g); keep the module with an override, skip: true",
@@ -173,6 +179,13 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
     int32_t *order = NULL;
     *record = (linear_record){0};
     QL_TRY(check_range(job, lin->w));
+    if (job->rule.type != CODE_INT || job->rule.group == GROUP_TENSOR) {
+        QL_TRY(ql_context(linear_round_values(job, lin->w, out, record), "%s", job->name));
+        QL_TRY(linear_find_input_scale(job, out));
+        ql_arena_release(job->device, mark);
+        record->seconds = seconds_now() - begin;
+        return QL_OK;
+    }
     bool reads_data = job->rule.method != METHOD_RTN || job->recipe->clip;
     if (reads_data && job->input && ql_is_present(job->input->hessian)) {
         float *diagonal;
@@ -190,6 +203,7 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
     QL_TRY(ql_context(solve(job, &p, &grid, &codes, record), "%s", job->name));
     if (record->fallback) ql_log(QL_WARNING, "%s: rounded to nearest: %s", job->name, record->fallback);
     QL_TRY(pack(job, &p, &grid, codes, out));
+    QL_TRY(linear_find_input_scale(job, out));
     phases_enter(job->phases, PHASE_OTHER, 0);
     ql_arena_release(job->device, mark);
     record->seconds = seconds_now() - begin;

@@ -82,7 +82,19 @@ static ql_status upload_new(ql_ctx *ctx, ql_arena *device, ql_dtype dtype, int64
     return ql_upload(ctx, out->data, data, ql_mat_bytes(*out));
 }
 
+/* No product reads these codes yet: the decoded weights stand for them. */
+static ql_status set_decoded(ql_ctx *ctx, const qmodule *q, ql_arena *device, linear *lin) {
+    float *w = ql_malloc((size_t)(q->n * q->k) * sizeof *w);
+    if (!w) return ql_fail(QL_NOMEM, "%s: no memory for its decoded weights", q->name);
+    qmodule_dequantize(q, w);
+    lin->q = (ql_qweight){0};
+    ql_status status = upload_new(ctx, device, QL_F32, q->n, q->k, w, &lin->w);
+    ql_mfree(w);
+    return status;
+}
+
 ql_status linear_set_quantized(ql_ctx *ctx, const qmodule *q, ql_arena *device, linear *lin) {
+    if (q->type != CODE_INT) return set_decoded(ctx, q, device, lin);
     int64_t groups = ql_groups(q->k, q->group);
     ql_qweight *to = &lin->q;
     *to = (ql_qweight){.n = q->n, .k = q->k, .grid = {.bits = q->bits, .group = q->group}};

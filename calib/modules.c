@@ -10,9 +10,9 @@
 /* ---- resolving ---------------------------------------------------------------------------------------------------------- */
 
 /* Why the file cannot hold a module; NULL: it can, or it is skipped anyway. */
-static const char *obstacle(layout_id layout, const model_config *config, linear_id id, const module_rule *rule,
-                            ql_arena *arena) {
-    const layout_scheme scheme = {.layout = layout};
+static const char *obstacle(layout_id layout, bool bytes, const model_config *config, linear_id id,
+                            const module_rule *rule, ql_arena *arena) {
+    const layout_scheme scheme = {.layout = layout, .type = rule->type, .bytes = bytes};
     const layout_rule wanted = {.bits = rule->bits, .group = rule->group};
     int64_t n, k;
     linear_shape(config, id, &n, &k);
@@ -87,6 +87,7 @@ static ql_status list_skipped(ql_arena *arena, module_table *table) {
 ql_status modules_resolve(const recipe *r, layout_id layout, const model_config *config, ql_arena *arena,
                           module_table *out) {
     *out = (module_table){.layers = config->layers};
+    bool bytes = r->base.type == CODE_E4M3 || r->activations != ACTIVATIONS_16;
     kept_kinds kept = {0};
     QL_TRY(ql_take(arena, (size_t)config->layers * LINEARS, sizeof *out->rules, &out->rules));
     for (int64_t layer = 0; layer < config->layers; layer++) {
@@ -96,7 +97,7 @@ ql_status modules_resolve(const recipe *r, layout_id layout, const model_config 
             char name[NAME_SIZE];
             module_name(name, layer, id);
             QL_TRY(recipe_rule(r, name, &rules[id]));
-            reason[id] = obstacle(layout, config, id, &rules[id], arena);
+            reason[id] = obstacle(layout, bytes, config, id, &rules[id], arena);
         }
         keep_fused(reason, rules, &kept);
     }

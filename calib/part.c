@@ -185,7 +185,7 @@ static double quantized_bits(part *p) {
     ql_mark mark = ql_arena_mark(p->host);
     for (int64_t i = 0; i < p->modules.layers * LINEARS; i++) {
         const module_rule *rule = &p->modules.rules[i];
-        qmodule q = {.name = "", .bits = rule->bits};
+        qmodule q = {.name = "", .type = rule->type, .bits = rule->bits};
         layout_tensors tensors;
         linear_shape(&p->model->config, (linear_id)(i % LINEARS), &q.n, &q.k);
         q.group = rule->group < 0 ? q.k : rule->group;

@@ -217,7 +217,8 @@ static ql_status count_disk(const plan_request *r, ql_arena *arena, plan *p) {
     p->disk_bytes = files;
     for (int64_t layer = 0; layer < r->config->layers; layer++) {
         QL_TRY(layer_file_size(r->config, layer, modules_rule(r->modules, layer, 0), dynamic,
-                               r->recipe->smoothing != SMOOTHING_NONE, arena, &size));
+                               r->recipe->smoothing != SMOOTHING_NONE, r->recipe->activations == ACTIVATIONS_STATIC,
+                               arena, &size));
         p->disk_bytes += size;
     }
     return QL_OK;

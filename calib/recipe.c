@@ -15,6 +15,10 @@ const char *const act_order_names[3] = {
 const char *const smoothing_names[SMOOTHINGS] = {
     [SMOOTHING_NONE] = "none", [SMOOTHING_AWQ] = "awq", [SMOOTHING_SMOOTHQUANT] = "smoothquant"};
 
+const char *const type_names[CODE_TYPES] = {[CODE_INT] = "int", [CODE_E4M3] = "fp8", [CODE_NF4] = "nf4"};
+const char *const activation_names[ACTIVATION_MODES] = {
+    [ACTIVATIONS_16] = "none", [ACTIVATIONS_TOKEN] = "token", [ACTIVATIONS_STATIC] = "static"};
+
 static const double literature_damp = 0.01;
 
 void recipe_defaults(recipe *r) {
@@ -51,12 +55,14 @@ ql_status recipe_scheme(const char *name, recipe *r) {
             "nothing for one group per row; for instance W4A16-GPTQ-g128",
             name);
     r->base = (module_rule){.method = (method_id)id, .bits = bits, .group = group};
+    r->asked |= ASKED_METHOD | ASKED_BITS | ASKED_GROUP;
     return QL_OK;
 }
 
 static ql_status check_rule(const module_rule *rule, const char *where) {
     if (!bits_exist(rule->bits)) return ql_fail(QL_MISMATCH, "%sbits %d: expected 2, 3, 4 or 8", where, rule->bits);
-    if (!group_exists(rule->group))
+    bool whole = rule->group == GROUP_TENSOR && rule->bits == 8 && rule->method == METHOD_RTN;
+    if (!group_exists(rule->group) && !whole)
         return ql_fail(QL_MISMATCH, "%sgroup_size %lld: expected 32, 64, 128 or -1 (one group per row)", where,
                        (long long)rule->group);
     return QL_OK;
@@ -96,7 +102,32 @@ static ql_status check_smoothing(const recipe *r) {
     return QL_OK;
 }
 
+/* FP8 and NF4 have their own grids: bits and groups follow, and there is nothing that GPTQ could compensate on them yet. */
+static ql_status settle_type(recipe *r) {
+    static const struct {
+        int bits;
+        int64_t group;
+    } usual[CODE_TYPES] = {[CODE_E4M3] = {8, GROUP_ROW}, [CODE_NF4] = {4, 64}};
+    const char *name = type_names[r->base.type];
+    if (r->base.type == CODE_INT) return QL_OK;
+    if (!(r->asked & ASKED_METHOD)) r->base.method = METHOD_RTN;
+    if (!(r->asked & ASKED_BITS)) r->base.bits = usual[r->base.type].bits;
+    if (!(r->asked & ASKED_GROUP)) r->base.group = usual[r->base.type].group;
+    if (r->base.method != METHOD_RTN || r->base.bits != usual[r->base.type].bits || r->clip || r->literature)
+        return ql_fail(QL_MISMATCH, "type %s: has %d bits, method rtn, neither clip nor literature", name,
+                       usual[r->base.type].bits);
+    bool group = r->base.type == CODE_NF4 ? r->base.group == 64 : r->base.group < 0 || r->base.group == FP8_BLOCK;
+    if (!group)
+        return ql_fail(QL_MISMATCH, "type %s: group_size %lld: expected %s", name, (long long)r->base.group,
+                       r->base.type == CODE_NF4 ? "64" : "-1 (a scale per row), -2 (per tensor) or 128 (blocks)");
+    for (int i = 0; i < r->n_overrides; i++)
+        if (r->overrides[i].has_bits || r->overrides[i].has_group || r->overrides[i].has_method)
+            return ql_fail(QL_MISMATCH, "type %s: override %d can only skip modules", name, i + 1);
+    return QL_OK;
+}
+
 ql_status recipe_check(recipe *r) {
+    QL_TRY(settle_type(r));
     if (r->literature) QL_TRY(settle_literature(r));
     QL_TRY(check_smoothing(r));
     QL_TRY(check_rule(&r->base, ""));
@@ -236,14 +267,15 @@ ql_status recipe_yaml(const recipe *r, ql_arena *arena, char **text) {
     exact_real(damp, r->damp);
     exact_real(drift, r->drift);
     alpha_text(alpha, r->smooth_alpha);
-    QL_TRY(ql_arena_format(arena, text,
-                           "version: 1\nmethod: %s\nbits: %d\ngroup_size: %lld\nsymmetric: %s\nact_order: %s\n"
-                           "sequential: %s\ndamp: %s\ndrift: %s\nrefine: %lld\nscale_search: %s\nclip: %s\n"
-                           "smoothing: %s\nsmooth_alpha: %s\nliterature: %s\n%s",
-                           method_names[r->base.method], r->base.bits, (long long)r->base.group, yes(r->symmetric),
-                           act_order_names[r->act_order], yes(r->sequential), damp, drift, (long long)r->refine,
-                           yes(r->scale_search), yes(r->clip), smoothing_names[r->smoothing], alpha, yes(r->literature),
-                           r->n_overrides ? "overrides:\n" : ""));
+    QL_TRY(ql_arena_format(
+        arena, text,
+        "version: 1\nmethod: %s\ntype: %s\nbits: %d\ngroup_size: %lld\nsymmetric: %s\nact_order: %s\n"
+        "sequential: %s\ndamp: %s\ndrift: %s\nrefine: %lld\nscale_search: %s\nclip: %s\n"
+        "activations: %s\nsmoothing: %s\nsmooth_alpha: %s\nliterature: %s\n%s",
+        method_names[r->base.method], type_names[r->base.type], r->base.bits, (long long)r->base.group,
+        yes(r->symmetric), act_order_names[r->act_order], yes(r->sequential), damp, drift, (long long)r->refine,
+        yes(r->scale_search), yes(r->clip), activation_names[r->activations], smoothing_names[r->smoothing], alpha,
+        yes(r->literature), r->n_overrides ? "overrides:\n" : ""));
     for (int i = 0; i < r->n_overrides; i++) QL_TRY(override_yaml(&r->overrides[i], arena, text));
     return QL_OK;
 }
@@ -265,10 +297,11 @@ json_t *recipe_json(const recipe *r) {
         }
     char alpha[32];
     alpha_text(alpha, r->smooth_alpha);
-    return json_pack("{s:i, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:f, s:I, s:b, s:b, s:s, s:s, s:b, s:o}", "version", 1,
-                     "method", method_names[r->base.method], "bits", r->base.bits, "group_size",
-                     (json_int_t)r->base.group, "symmetric", r->symmetric, "act_order", act_order_names[r->act_order],
-                     "sequential", r->sequential, "damp", r->damp, "drift", r->drift, "refine", (json_int_t)r->refine,
-                     "scale_search", r->scale_search, "clip", r->clip, "smoothing", smoothing_names[r->smoothing],
-                     "smooth_alpha", alpha, "literature", r->literature, "overrides", overrides);
+    return json_pack("{s:i, s:s, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:f, s:I, s:b, s:b, s:s, s:s, s:s, s:b, s:o}",
+                     "version", 1, "method", method_names[r->base.method], "type", type_names[r->base.type], "bits",
+                     r->base.bits, "group_size", (json_int_t)r->base.group, "symmetric", r->symmetric, "act_order",
+                     act_order_names[r->act_order], "sequential", r->sequential, "damp", r->damp, "drift", r->drift,
+                     "refine", (json_int_t)r->refine, "scale_search", r->scale_search, "clip", r->clip, "activations",
+                     activation_names[r->activations], "smoothing", smoothing_names[r->smoothing], "smooth_alpha",
+                     alpha, "literature", r->literature, "overrides", overrides);
 }

@@ -5,7 +5,9 @@
  *   scheme: W4A16-GPTQ-g128          # a preset, or the keys below
  *   method: gptq                     # rtn, gptq
  *   bits: 4
- *   group_size: 128                  # 32, 64, 128, -1
+ *   type: int                        # int; fp8: E4M3, rounded to nearest; then bits are 8 and group_size -1 unless given
+ *   group_size: 128                  # 32, 64, 128, -1: one scale per row; 8 bits also -2: per tensor; fp8: 128 are 128 x 128 blocks
+ *   activations: none                # token: inputs in 8 bits, a scale per token; static: a scale from calibration
  *   symmetric: true
  *   act_order: static                # none, static, dynamic
  *   sequential: true                 # false: all linears of a block from the same inputs
@@ -26,11 +28,13 @@
 #ifndef CALIB_RECIPE_H
 #define CALIB_RECIPE_H
 
-#include "formats/model_config.h"
+#include "formats/layout.h"
 
 typedef enum method_id { METHOD_RTN, METHOD_GPTQ, METHODS } method_id;
 extern const char *const method_names[METHODS];
 extern const char *const act_order_names[3];
+extern const char *const type_names[CODE_TYPES];
+extern const char *const activation_names[ACTIVATION_MODES];
 
 typedef enum smoothing_id { SMOOTHING_NONE, SMOOTHING_AWQ, SMOOTHING_SMOOTHQUANT, SMOOTHINGS } smoothing_id;
 extern const char *const smoothing_names[SMOOTHINGS];
@@ -40,8 +44,9 @@ extern const char *const smoothing_names[SMOOTHINGS];
 /* How one module is treated. */
 typedef struct module_rule {
     method_id method;
+    code_type type; /* the same for all modules */
     int bits;
-    int64_t group; /* -1: the whole row */
+    int64_t group; /* GROUP_ROW, GROUP_TENSOR or inputs */
     bool skip;     /* stays in 16 bits */
 } module_rule;
 
@@ -53,19 +58,23 @@ typedef struct recipe_override {
     module_rule rule;
 } recipe_override;
 
-/* Settings that literature fixes or changes the default of: which of them were asked for. */
+/* Settings that literature or type fixes or changes the default of: which of them were asked for. */
 enum {
     ASKED_ACT_ORDER = 1,
     ASKED_SEQUENTIAL = 2,
     ASKED_DAMP = 4,
     ASKED_SCALE_SEARCH = 8,
     ASKED_DRIFT = 16,
-    ASKED_REFINE = 32
+    ASKED_REFINE = 32,
+    ASKED_METHOD = 64,
+    ASKED_BITS = 128,
+    ASKED_GROUP = 256
 };
 
 typedef struct recipe {
     module_rule base;
     bool symmetric, sequential, scale_search, literature, clip;
+    activation_mode activations;
     smoothing_id smoothing;
     double smooth_alpha; /* SMOOTH_ALPHA_* or the exponent itself */
     ql_act_order act_order;
@@ -93,6 +102,11 @@ ql_status recipe_check(recipe *r);
 /* Compiles the regex of an override; QL_MISMATCH says where it is wrong. */
 ql_status recipe_compile(recipe_override *o, ql_arena *arena);
 ql_status recipe_matches(const recipe_override *o, const char *module, bool *matches);
+
+/* Smoothing and static activations look at the range of every input, over a whole block at once: full-precision statistics. */
+static inline bool recipe_needs_moments(const recipe *r) {
+    return r->smoothing != SMOOTHING_NONE || r->activations == ACTIVATIONS_STATIC;
+}
 
 /* The rule for one module.  QL_MISMATCH if a regex hits its match limit. */
 ql_status recipe_rule(const recipe *r, const char *module, module_rule *rule);

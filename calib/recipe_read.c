@@ -16,6 +16,7 @@ enum {
     KEY_VERSION,
     KEY_SCHEME,
     KEY_METHOD,
+    KEY_TYPE,
     KEY_BITS,
     KEY_GROUP_SIZE,
     KEY_SYMMETRIC,
@@ -26,14 +27,16 @@ enum {
     KEY_REFINE,
     KEY_SCALE_SEARCH,
     KEY_CLIP,
+    KEY_ACTIVATIONS,
     KEY_SMOOTHING,
     KEY_SMOOTH_ALPHA,
     KEY_LITERATURE,
     KEY_OVERRIDES,
 };
-static const char *const recipe_keys[] = {
-    "version", "scheme", "method",       "bits", "group_size", "symmetric",    "act_order",  "sequential", "damp",
-    "drift",   "refine", "scale_search", "clip", "smoothing",  "smooth_alpha", "literature", "overrides",  NULL};
+static const char *const recipe_keys[] = {"version",    "scheme",       "method",       "type",       "bits",
+                                          "group_size", "symmetric",    "act_order",    "sequential", "damp",
+                                          "drift",      "refine",       "scale_search", "clip",       "activations",
+                                          "smoothing",  "smooth_alpha", "literature",   "overrides",  NULL};
 
 enum { KEY_MATCH, KEY_OVERRIDE_BITS, KEY_OVERRIDE_GROUP_SIZE, KEY_OVERRIDE_METHOD, KEY_SKIP };
 static const char *const override_keys[] = {"match", "bits", "group_size", "method", "skip", NULL};
@@ -249,6 +252,20 @@ static ql_status take_act_order(const reader *r) {
     return QL_OK;
 }
 
+static ql_status take_type(const reader *r) {
+    int value = 0;
+    QL_TRY(take_word(r, "type", type_names, CODE_TYPES, &value));
+    r->recipe->base.type = (code_type)value;
+    return QL_OK;
+}
+
+static ql_status take_activations(const reader *r) {
+    int value = 0;
+    QL_TRY(take_word(r, "activations", activation_names, ACTIVATION_MODES, &value));
+    r->recipe->activations = (activation_mode)value;
+    return QL_OK;
+}
+
 static ql_status take_smoothing(const reader *r) {
     int value = 0;
     QL_TRY(take_word(r, "smoothing", smoothing_names, SMOOTHINGS, &value));
@@ -272,9 +289,10 @@ static ql_status take_recipe_value(reader *r, int key, unsigned seen, void *to) 
     switch (key) {
     case KEY_VERSION: return take_version(r);
     case KEY_SCHEME: return take_scheme(r);
-    case KEY_METHOD: return take_method(r, &into->base.method);
-    case KEY_BITS: return take_bits(r, "bits", &into->base.bits);
-    case KEY_GROUP_SIZE: return take_int(r, "group_size", &into->base.group);
+    case KEY_METHOD: into->asked |= ASKED_METHOD; return take_method(r, &into->base.method);
+    case KEY_TYPE: return take_type(r);
+    case KEY_BITS: into->asked |= ASKED_BITS; return take_bits(r, "bits", &into->base.bits);
+    case KEY_GROUP_SIZE: into->asked |= ASKED_GROUP; return take_int(r, "group_size", &into->base.group);
     case KEY_SYMMETRIC: return take_bool(r, "symmetric", &into->symmetric);
     case KEY_ACT_ORDER: return take_act_order(r);
     case KEY_SEQUENTIAL: into->asked |= ASKED_SEQUENTIAL; return take_bool(r, "sequential", &into->sequential);
@@ -283,6 +301,7 @@ static ql_status take_recipe_value(reader *r, int key, unsigned seen, void *to) 
     case KEY_REFINE: into->asked |= ASKED_REFINE; return take_int(r, "refine", &into->refine);
     case KEY_SCALE_SEARCH: into->asked |= ASKED_SCALE_SEARCH; return take_bool(r, "scale_search", &into->scale_search);
     case KEY_CLIP: return take_bool(r, "clip", &into->clip);
+    case KEY_ACTIVATIONS: return take_activations(r);
     case KEY_SMOOTHING: return take_smoothing(r);
     case KEY_SMOOTH_ALPHA: return take_smooth_alpha(r);
     case KEY_LITERATURE: return take_bool(r, "literature", &into->literature);

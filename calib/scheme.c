@@ -1,15 +1,20 @@
 #include "calib/scheme.h"
 
 const char *const output_format_names[] = {
-    [OUTPUT_GPTQ] = "gptq",   [OUTPUT_GPTQ_V2] = "gptq_v2",
-    [OUTPUT_AWQ] = "awq",     [OUTPUT_COMPRESSED] = "compressed-tensors",
-    [OUTPUT_DENSE] = "dense", NULL,
+    [OUTPUT_GPTQ] = "gptq",
+    [OUTPUT_GPTQ_V2] = "gptq_v2",
+    [OUTPUT_AWQ] = "awq",
+    [OUTPUT_COMPRESSED] = "compressed-tensors",
+    [OUTPUT_FP8] = "fp8",
+    [OUTPUT_DENSE] = "dense",
+    NULL,
 };
 
 layout_id output_layout(output_format format) {
     switch (format) {
     case OUTPUT_AWQ: return LAYOUT_AWQ;
     case OUTPUT_COMPRESSED: return LAYOUT_COMPRESSED;
+    case OUTPUT_FP8: return LAYOUT_FP8;
     default: return LAYOUT_GPTQ;
     }
 }
@@ -36,7 +41,10 @@ ql_status scheme_make(const recipe *r, output_format format, const module_table 
                       layout_scheme *out) {
     *out = (layout_scheme){
         .layout = output_layout(format),
+        .type = r->base.type,
         .bits = r->base.bits,
+        .activations = r->activations,
+        .bytes = r->base.type == CODE_E4M3 || r->activations != ACTIVATIONS_16,
         .group = r->base.group,
         .symmetric = r->symmetric,
         .desc_act = r->act_order == QL_ORDER_DYNAMIC && r->base.group > 0,
@@ -48,5 +56,5 @@ ql_status scheme_make(const recipe *r, output_format format, const module_table 
         .layers = modules->layers,
     };
     QL_TRY(list_overrides(r, modules, arena, out));
-    return layout_check(out);
+    return format == OUTPUT_DENSE ? QL_OK : layout_check(out);
 }

@@ -4,7 +4,14 @@
 
 #include "calib/modules.h"
 
-typedef enum output_format { OUTPUT_GPTQ, OUTPUT_GPTQ_V2, OUTPUT_AWQ, OUTPUT_COMPRESSED, OUTPUT_DENSE } output_format;
+typedef enum output_format {
+    OUTPUT_GPTQ,
+    OUTPUT_GPTQ_V2,
+    OUTPUT_AWQ,
+    OUTPUT_COMPRESSED,
+    OUTPUT_FP8,
+    OUTPUT_DENSE
+} output_format;
 extern const char *const output_format_names[]; /* "gptq", "gptq_v2", ...; ends with NULL */
 
 /* A dense output is made of what a GPTQ file could hold. */

@@ -11,6 +11,9 @@
  * bit more; zero points that are off by one make it at least 1.04. */
 static double step_bound(int bits) { return bits == 2 ? 0.95 : 0.75; }
 
+/* E4M3 errs by at most 1/16 of a value, 0.027 (rms); NF4 by about 0.09 of the norm for normal weights, more for others. */
+static double share_bound(code_type type) { return type == CODE_E4M3 ? 0.045 : 0.15; }
+
 /* A tensor that is only converted to F16 keeps 11 bits. */
 #define COPY_BOUND 0x1p-10
 
@@ -73,6 +76,7 @@ static ql_status compare_with_base(verifier *v, const char *module, place at, co
     *row = (verify_row){.module = lasting, .bits = q ? q->bits : 0, .group = q ? q->group : 0};
     row->error = norm > 0 ? sqrt(difference / norm) : sqrt(difference);
     if (!q) row->bound = v->scheme ? COPY_BOUND : 1; /* how coarse a dense result may be is unknown */
+    else if (q->type != CODE_INT) row->bound = share_bound(q->type);
     else row->bound = norm > 0 ? step_bound(q->bits) * rms_step(q) / sqrt(norm / (double)count) : 1;
     if (row->error <= row->bound) return QL_OK;
     return verify_note(v, "%s: differs from the base by %.4f of its norm, more than %.4f", module, row->error,
@@ -83,6 +87,7 @@ static ql_status compare_with_base(verifier *v, const char *module, place at, co
 
 static ql_status check_zeros(verifier *v, const qmodule *q) {
     int64_t groups = ql_groups(q->k, q->group);
+    if (q->type != CODE_INT) return QL_OK;
     if (v->scheme->layout == LAYOUT_GPTQ && !layout_gptq_label_fits(q, v->scheme->version))
         return verify_note(v, "%s: labelled GPTQ v%d, but the zero points are those of v%d", q->name,
                            v->scheme->version, 3 - v->scheme->version);

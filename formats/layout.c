@@ -30,6 +30,7 @@ static const layout *const layouts[LAYOUTS] = {
     [LAYOUT_GPTQ] = &layout_gptq,
     [LAYOUT_AWQ] = &layout_awq,
     [LAYOUT_COMPRESSED] = &layout_compressed,
+    [LAYOUT_FP8] = &layout_fp8,
 };
 
 const char *layout_name(layout_id id) { return layouts[id]->name; }

@@ -15,12 +15,12 @@ typedef struct qmodule {
     int64_t n, k;
     code_type type;
     int bits;
-    int64_t group;     /* inputs per scale, already resolved: never negative */
-    uint32_t *codes;   /* [n][ql_packed_words(k, bits)], the stream of ql_qweight */
-    float *scale;      /* [n][G], where a scale serves several rows repeated in each; FP16-representable for CODE_INT */
-    uint8_t *zero;     /* CODE_INT: [n][G] */
-    int32_t *g_idx;    /* [k], NULL: k / group */
-    float input_scale; /* of static activations; 0: there is none */
+    int64_t group;   /* inputs per scale, already resolved: never negative */
+    uint32_t *codes; /* [n][ql_packed_words(k, bits)], the stream of ql_qweight */
+    float *scale;    /* [n][G], where a scale serves several rows repeated in each; FP16-representable for CODE_INT */
+    uint8_t *zero;   /* CODE_INT: [n][G] */
+    int32_t *g_idx;  /* [k], NULL: k / group */
+    float *input_scale; /* [1], of static activations; NULL: there is none */
 } qmodule;
 
 /* w[n * k + i] = scale * (code - zero), or scale * value of the code.   w [n][k] F32, the values that every loader decodes to. */
@@ -33,7 +33,7 @@ typedef struct layout_override {
     int64_t group; /* as in layout_scheme */
 } layout_override;
 
-enum { GROUP_ROW = -1, GROUP_TENSOR = -2, BLOCK_SIZE = 128 };
+enum { GROUP_ROW = -1, GROUP_TENSOR = -2, FP8_BLOCK = 128 };
 
 /* How a runtime rounds the inputs of quantized modules: not at all, with a scale per token that it finds, with one that the file holds. */
 typedef enum activation_mode {
@@ -43,7 +43,7 @@ typedef enum activation_mode {
     ACTIVATION_MODES
 } activation_mode;
 
-typedef enum layout_id { LAYOUT_GPTQ, LAYOUT_AWQ, LAYOUT_COMPRESSED, LAYOUTS } layout_id;
+typedef enum layout_id { LAYOUT_GPTQ, LAYOUT_AWQ, LAYOUT_COMPRESSED, LAYOUT_FP8, LAYOUTS } layout_id;
 
 /* What the whole checkpoint says about itself. */
 typedef struct layout_scheme {

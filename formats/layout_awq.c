@@ -110,6 +110,7 @@ static ql_status decode(const checkpoint *ck, const layout_scheme *scheme, ql_ar
 /* ---- config.json --------------------------------------------------------------------------------------------------------------- */
 
 static ql_status check(const layout_scheme *scheme) {
+    QL_TRY(layout_check_integers(scheme, "AWQ"));
     if (scheme->n_overrides > 0)
         return ql_fail(QL_MISMATCH, "%s has other bits or another group; AWQ files hold one kind of grid",
                        scheme->overrides[0].module);
@@ -148,12 +149,9 @@ static ql_status read_config(const checkpoint *ck, layout_scheme *out) {
     return layout_read_list(config, "modules_to_not_convert", &out->ignored);
 }
 
-/* Loaders look for the names of the list anywhere in a module's name. */
 static ql_status rule_of(const layout_scheme *scheme, const char *module, layout_rule *rule) {
-    size_t i;
-    json_t *name;
     *rule = layout_listed_rule(scheme, module, strlen(module), "");
-    json_array_foreach(scheme->ignored, i, name) if (strstr(module, json_string_value(name))) rule->skipped = true;
+    if (layout_is_listed(scheme->ignored, module)) rule->skipped = true;
     return QL_OK;
 }
 

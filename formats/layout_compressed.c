@@ -16,7 +16,6 @@
 
 #include "formats/layout_parts.h"
 #include "host/mat.h"
-#include "host/num.h"
 
 enum { BYTE_MULTIPLE = 16 /* of the 8-bit products that load these files */, PACKED_MULTIPLE = 8 };
 
@@ -24,8 +23,6 @@ enum { BYTE_MULTIPLE = 16 /* of the 8-bit products that load these files */, PAC
 enum { PACKED, SCALE, SHAPE, ZERO, G_IDX };
 static const char *const packed_suffixes[] = {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point",
                                               "weight_g_idx"};
-/* The others; the scale comes first, so that it lies on 4 bytes. */
-enum { WEIGHT, BYTE_SCALE, INPUT_SCALE };
 static const char *const byte_suffixes[] = {"weight", "weight_scale", "input_scale"};
 
 static const char *const all_suffixes[] = {"weight_packed", "weight_scale", "weight_shape", "weight_zero_point",
@@ -51,7 +48,7 @@ static const char *obstacle(const layout_scheme *scheme, int64_t n, int64_t k, l
 
 static ql_status check(const layout_scheme *s) {
     if (s->type == CODE_NF4) return ql_fail(QL_MISMATCH, "compressed-tensors files hold integers and FP8, not NF4");
-    if (s->type == CODE_E4M3 && s->group > 0 && s->group != BLOCK_SIZE)
+    if (s->type == CODE_E4M3 && s->group > 0 && s->group != FP8_BLOCK)
         return ql_fail(QL_MISMATCH, "FP8 with groups of %lld; its scales are per tensor, per row or per block (128)",
                        (long long)s->group);
     if (!s->bytes)
@@ -102,15 +99,6 @@ static ql_status put_zeros(const qmodule *q, uint32_t *words) {
     return QL_OK;
 }
 
-static ql_status check_symmetric(const qmodule *q) {
-    int64_t groups = ql_groups(q->k, q->group);
-    for (int64_t i = 0; i < q->n * groups; i++)
-        if (q->zero[i] != 1 << (q->bits - 1))
-            return ql_fail(QL_MISMATCH, "%s: output %lld, group %lld has the zero point %d, but the file has none",
-                           q->name, (long long)(i / groups), (long long)(i % groups), q->zero[i]);
-    return QL_OK;
-}
-
 static ql_status encode_packed(const layout_scheme *scheme, const qmodule *q, ql_arena *arena, layout_tensors *out) {
     int part[G_IDX + 1];
     const char *suffixes[G_IDX + 1];
@@ -126,7 +114,7 @@ static ql_status encode_packed(const layout_scheme *scheme, const qmodule *q, ql
         case ZERO: QL_TRY(put_zeros(q, out->data[t])); break;
         default: QL_TRY(layout_put_g_idx(q, packed_suffixes[G_IDX], arena, out->data[t]));
         }
-    return q->codes && scheme->symmetric ? check_symmetric(q) : QL_OK;
+    return q->codes && scheme->symmetric ? layout_check_symmetric(q) : QL_OK;
 }
 
 static ql_status get_zeros(const checkpoint *ck, const st_tensor *tensor, ql_arena *arena, qmodule *q) {
@@ -181,141 +169,16 @@ static ql_status decode_packed(const checkpoint *ck, const layout_scheme *scheme
     return QL_OK;
 }
 
-/* ---- bytes ------------------------------------------------------------------------------------------------------------------- */
-
-/* Rows and columns of weights that share a scale, and the scales [rows][cols]. */
-typedef struct scale_grid {
-    int64_t n, k, rows, cols;
-} scale_grid;
-
-static scale_grid grid_of(const layout_scheme *scheme, const qmodule *q) {
-    if (scheme->group == GROUP_TENSOR) return (scale_grid){q->n, q->k, 1, 1};
-    if (scheme->group == GROUP_ROW) return (scale_grid){1, q->k, q->n, 1};
-    return (scale_grid){BLOCK_SIZE, BLOCK_SIZE, ql_ceil_div(q->n, BLOCK_SIZE), ql_ceil_div(q->k, BLOCK_SIZE)};
-}
-
-static int describe_bytes(const layout_scheme *scheme, const qmodule *q, st_tensor tensor[]) {
-    scale_grid grid = grid_of(scheme, q);
-    tensor[WEIGHT] = layout_tensor(q->type == CODE_E4M3 ? QL_F8_E4M3 : QL_I8, q->n, q->k);
-    tensor[BYTE_SCALE] =
-        scheme->group == GROUP_TENSOR ? layout_tensor(QL_F32, 1, 0) : layout_tensor(QL_F32, grid.rows, grid.cols);
-    tensor[INPUT_SCALE] = layout_tensor(QL_F32, 1, 0);
-    return scheme->activations == ACTIVATIONS_STATIC ? INPUT_SCALE + 1 : BYTE_SCALE + 1;
-}
-
-/* A scale of the file stands for several rows here: they must agree on it. */
-static ql_status put_byte_scales(const layout_scheme *scheme, const qmodule *q, float *scales) {
-    scale_grid grid = grid_of(scheme, q);
-    int64_t groups = ql_groups(q->k, q->group);
-    for (int64_t n = 0; n < q->n; n++)
-        for (int64_t g = 0; g < groups; g++) {
-            float scale = q->scale[n * groups + g], *shared = &scales[n / grid.n * grid.cols + g];
-            if (n % grid.n == 0) *shared = scale;
-            if (!(scale > 0 && isfinite(scale)) || *shared != scale)
-                return ql_fail(QL_MISMATCH, "%s: output %lld, group %lld has the scale %g, its %s %g", q->name,
-                               (long long)n, (long long)g, (double)scale, grid.n == q->n ? "tensor" : "block",
-                               (double)*shared);
-        }
-    return QL_OK;
-}
-
-/* A NaN in one weight is a NaN in every output: no cast of ours makes one, and no file of ours may hold one. */
-static ql_status check_fp8(ql_status status, const qmodule *q) {
-    const uint8_t *bytes = (const uint8_t *)q->codes;
-    int64_t stride = 4 * ql_packed_words(q->k, 8);
-    for (int64_t n = 0; n < q->n; n++)
-        for (int64_t k = 0; k < q->k; k++)
-            if ((bytes[n * stride + k] & 0x7f) == 0x7f)
-                return ql_fail(status, "%s.weight: [%lld, %lld] is NaN", q->name, (long long)n, (long long)k);
-    return QL_OK;
-}
-
-static ql_status encode_bytes(const layout_scheme *scheme, const qmodule *q, ql_arena *arena, layout_tensors *out) {
-    *out = (layout_tensors){0};
-    out->count = describe_bytes(scheme, q, out->tensor);
-    if (q->g_idx) return ql_fail(QL_MISMATCH, "%s: has groups of its own, codes in bytes cannot", q->name);
-    QL_TRY(layout_begin(q, byte_suffixes, arena, out));
-    if (!q->codes) return QL_OK;
-    const uint8_t *codes = (const uint8_t *)q->codes;
-    uint8_t *weight = out->data[WEIGHT], flip = q->type == CODE_INT ? 0x80 : 0; /* code - 128 in two's complement */
-    for (int64_t i = 0; i < q->n * q->k; i++) weight[i] = codes[i] ^ flip;      /* K % 4 == 0: rows have no padding */
-    if (q->type == CODE_INT) QL_TRY(check_symmetric(q));
-    else QL_TRY(check_fp8(QL_INTERNAL, q));
-    if (out->count > INPUT_SCALE) {
-        if (!(q->input_scale > 0 && isfinite(q->input_scale)))
-            return ql_fail(QL_MISMATCH, "%s: static activations need an input scale, there is %g", q->name,
-                           (double)q->input_scale);
-        memcpy(out->data[INPUT_SCALE], &q->input_scale, sizeof q->input_scale);
-    }
-    return put_byte_scales(scheme, q, out->data[BYTE_SCALE]);
-}
-
-/* One number as [1], [1, 1] or a scalar: writers differ. */
-static bool is_single(const st_tensor *tensor) {
-    for (int d = 0; d < tensor->rank; d++)
-        if (tensor->shape[d] != 1) return false;
-    return tensor->rank <= 2 && ql_dtype_size(tensor->dtype) > 0;
-}
-
-static ql_status find_bytes(const checkpoint *ck, const layout_scheme *scheme, const qmodule *q,
-                            const st_tensor *found[], int *count) {
-    st_tensor want[INPUT_SCALE + 1];
-    *count = describe_bytes(scheme, q, want);
-    for (int t = 0; t < *count; t++) {
-        found[t] = layout_find(ck, q->name, byte_suffixes[t]);
-        bool single = want[t].rank == 1 && found[t] && is_single(found[t]);
-        if (single) want[t].rank = found[t]->rank, want[t].shape[1] = 1;
-        if (!single || found[t]->rank) QL_TRY(layout_check_tensor(q, byte_suffixes[t], &want[t], found[t], ""));
-    }
-    return QL_OK;
-}
-
-static ql_status get_byte_scales(const checkpoint *ck, const layout_scheme *scheme, const st_tensor *tensor,
-                                 ql_arena *arena, qmodule *q) {
-    float *values;
-    scale_grid grid = grid_of(scheme, q);
-    int64_t groups = ql_groups(q->k, q->group);
-    QL_TRY(layout_read_floats(ck, tensor, arena, &values));
-    for (int64_t n = 0; n < q->n; n++)
-        for (int64_t g = 0; g < groups; g++) {
-            float scale = values[n / grid.n * grid.cols + g];
-            QL_TRY(layout_check_scale(q, byte_suffixes[BYTE_SCALE], n, g, scale));
-            q->scale[n * groups + g] = scale;
-        }
-    return QL_OK;
-}
-
-static ql_status decode_bytes(const checkpoint *ck, const layout_scheme *scheme, ql_arena *arena, qmodule *q) {
-    const st_tensor *found[INPUT_SCALE + 1];
-    int count;
-    QL_TRY(find_bytes(ck, scheme, q, found, &count));
-    if (q->k % 4) return ql_fail(QL_FORMAT, "%s: K = %lld is not a multiple of 4", q->name, (long long)q->k);
-    QL_TRY(layout_take(arena, q));
-    ql_mark scratch = ql_arena_mark(arena);
-    QL_TRY(checkpoint_read(ck, found[WEIGHT], q->codes));
-    uint8_t *codes = (uint8_t *)q->codes;
-    for (int64_t i = 0; q->type == CODE_INT && i < q->n * q->k; i++) codes[i] ^= 0x80;
-    memset(q->zero, 0x80, (size_t)(q->n * ql_groups(q->k, q->group)));
-    if (q->type == CODE_E4M3) QL_TRY(check_fp8(QL_FORMAT, q));
-    QL_TRY(get_byte_scales(ck, scheme, found[BYTE_SCALE], arena, q));
-    if (count > INPUT_SCALE) {
-        float *value;
-        QL_TRY(layout_read_floats(ck, found[INPUT_SCALE], arena, &value));
-        QL_TRY(layout_check_scale(q, byte_suffixes[INPUT_SCALE], 0, 0, value[0]));
-        q->input_scale = value[0];
-    }
-    ql_arena_release(arena, scratch);
-    return QL_OK;
-}
-
 /* ---- both -------------------------------------------------------------------------------------------------------------------- */
 
 static ql_status encode(const layout_scheme *scheme, const qmodule *q, ql_arena *arena, layout_tensors *out) {
-    return scheme->bytes ? encode_bytes(scheme, q, arena, out) : encode_packed(scheme, q, arena, out);
+    return scheme->bytes ? layout_bytes_encode(scheme, byte_suffixes, q, arena, out)
+                         : encode_packed(scheme, q, arena, out);
 }
 
 static ql_status decode(const checkpoint *ck, const layout_scheme *scheme, ql_arena *arena, qmodule *q) {
-    return scheme->bytes ? decode_bytes(ck, scheme, arena, q) : decode_packed(ck, scheme, arena, q);
+    return scheme->bytes ? layout_bytes_decode(ck, scheme, byte_suffixes, arena, q)
+                         : decode_packed(ck, scheme, arena, q);
 }
 
 const layout layout_compressed = {

@@ -27,7 +27,7 @@ static json_t *arguments(const char *type, int bits, bool symmetric, const char 
     return json_pack("{s:i, s:s, s:b, s:s, s:o, s:o, s:b, s:s?, s:s?, s:{}}", "num_bits", bits, "type", type,
                      "symmetric", symmetric, "strategy", strategy, "group_size",
                      grouped ? json_integer((json_int_t)group) : json_null(), "block_structure",
-                     block ? json_pack("[i, i]", BLOCK_SIZE, BLOCK_SIZE) : json_null(), "dynamic", dynamic, "actorder",
+                     block ? json_pack("[i, i]", FP8_BLOCK, FP8_BLOCK) : json_null(), "dynamic", dynamic, "actorder",
                      actorder, "observer", dynamic ? NULL : "minmax", "observer_kwargs");
 }
 
@@ -42,7 +42,7 @@ static json_t *input_arguments(const layout_scheme *s) {
     bool blocks = s->type == CODE_E4M3 && s->group > 0;
     if (s->activations == ACTIVATIONS_16) return json_null();
     if (s->activations == ACTIVATIONS_STATIC) return arguments(type, 8, true, "tensor", 0, false, NULL);
-    return arguments(type, 8, true, blocks ? "group" : "token", BLOCK_SIZE, true, NULL);
+    return arguments(type, 8, true, blocks ? "group" : "token", FP8_BLOCK, true, NULL);
 }
 
 static json_t *config_group(const layout_scheme *s, json_t *targets, int bits, int64_t group) {
@@ -103,8 +103,8 @@ ql_status layout_compressed_config(const layout_scheme *scheme, json_t **quantiz
 /* "128x128" is how older files say it. */
 static bool is_known_block(const json_t *block) {
     if (json_is_string(block)) return strcmp(json_string_value(block), "128x128") == 0;
-    return json_array_size(block) == 2 && json_integer_value(json_array_get(block, 0)) == BLOCK_SIZE &&
-           json_integer_value(json_array_get(block, 1)) == BLOCK_SIZE;
+    return json_array_size(block) == 2 && json_integer_value(json_array_get(block, 0)) == FP8_BLOCK &&
+           json_integer_value(json_array_get(block, 1)) == FP8_BLOCK;
 }
 
 static ql_status read_group(const json_t *weights, const char *key, code_type type, int64_t *group) {
@@ -118,7 +118,7 @@ static ql_status read_group(const json_t *weights, const char *key, code_type ty
     }
     if (strcmp(strategy, "group") == 0 && type == CODE_INT)
         return ql_json_int(weights, key, "group_size", 1, 1 << 30, group);
-    *group = BLOCK_SIZE;
+    *group = FP8_BLOCK;
     if (strcmp(strategy, "block") == 0 && type == CODE_E4M3 &&
         is_known_block(json_object_get(weights, "block_structure")))
         return QL_OK;

@@ -197,11 +197,8 @@ static ql_status decode(const checkpoint *ck, const layout_scheme *scheme, ql_ar
     return status;
 }
 
-/* Every grid can be said: `dynamic` holds exceptions. */
-static ql_status check(const layout_scheme *scheme) {
-    (void)scheme;
-    return QL_OK;
-}
+/* Every grid of integers can be said: `dynamic` holds exceptions. */
+static ql_status check(const layout_scheme *scheme) { return layout_check_integers(scheme, "GPTQ"); }
 
 const layout layout_gptq = {
     .name = "GPTQ",

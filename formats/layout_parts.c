@@ -146,6 +146,24 @@ ql_status layout_check_zero(const qmodule *q, int64_t n, int64_t g) {
                    (long long)n, q->bits);
 }
 
+ql_status layout_check_symmetric(const qmodule *q) {
+    int64_t groups = ql_groups(q->k, q->group);
+    for (int64_t i = 0; i < q->n * groups; i++)
+        if (q->zero[i] != 1 << (q->bits - 1))
+            return ql_fail(QL_MISMATCH, "%s: output %lld, group %lld has the zero point %d, but the file has none",
+                           q->name, (long long)(i / groups), (long long)(i % groups), q->zero[i]);
+    return QL_OK;
+}
+
+ql_status layout_check_integers(const layout_scheme *s, const char *name) {
+    if (s->type == CODE_INT && s->group != GROUP_TENSOR && s->activations == ACTIVATIONS_16) return QL_OK;
+    return ql_fail(QL_MISMATCH, "%s files hold integers in groups or rows beside 16-bit inputs, not %s", name,
+                   s->type == CODE_E4M3       ? "FP8"
+                   : s->type == CODE_NF4      ? "NF4"
+                   : s->group == GROUP_TENSOR ? "one scale per tensor"
+                                              : "8-bit inputs");
+}
+
 /* ---- groups of inputs ------------------------------------------------------------------------------------------------------ */
 
 /* With K a multiple of the group size this makes all groups equal. */
@@ -234,6 +252,13 @@ ql_status layout_read_list(const json_t *config, const char *key, const json_t *
         QL_FORMAT, "quantization_config: %s: element %zu is no string", key, i);
     *list = found;
     return QL_OK;
+}
+
+bool layout_is_listed(const json_t *list, const char *module) {
+    size_t i;
+    json_t *name;
+    json_array_foreach(list, i, name) if (strstr(module, json_string_value(name))) return true;
+    return false;
 }
 
 /* The limits stop patterns that explode. */

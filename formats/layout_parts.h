@@ -19,7 +19,7 @@ typedef struct layout {
     ql_status (*decode)(const checkpoint *ck, const layout_scheme *scheme, ql_arena *arena, qmodule *q);
 } layout;
 
-extern const layout layout_gptq, layout_awq, layout_compressed;
+extern const layout layout_gptq, layout_awq, layout_compressed, layout_fp8;
 
 /* Field i of a little-endian stream of b-bit fields in 32-bit words; putting expects zeros there. */
 void layout_put_field(uint32_t *stream, int64_t i, int bits, uint32_t value);
@@ -51,6 +51,8 @@ ql_status layout_put_scales(const qmodule *q, bool transposed, uint16_t *scales)
 ql_status layout_get_scales(const checkpoint *ck, const st_tensor *tensor, const char *suffix, bool transposed,
                             ql_arena *arena, qmodule *q);
 ql_status layout_check_zero(const qmodule *q, int64_t n, int64_t g); /* does a zero point fit into the bits? */
+ql_status layout_check_integers(const layout_scheme *scheme, const char *name); /* neither FP8 nor 8-bit inputs? */
+ql_status layout_check_symmetric(const qmodule *q); /* QL_MISMATCH unless all zero points are the middle */
 
 /* Loaders sort the inputs by g_idx and then take `group` of them at a time, so no group may hold more. */
 ql_status layout_check_g_idx(ql_status status, const char *suffix, const qmodule *q, ql_arena *arena);
@@ -65,10 +67,17 @@ layout_rule layout_listed_rule(const layout_scheme *scheme, const char *stem, si
 ql_status layout_skipped_list(const layout_scheme *scheme, const char *first, bool with_fused, json_t **list);
 /* A list of strings of quantization_config, NULL if it is absent or null. */
 ql_status layout_read_list(const json_t *config, const char *key, const json_t **list);
+bool layout_is_listed(const json_t *list, const char *module); /* loaders look for a name anywhere in the module's */
 bool layout_ends_with(const char *text, const char *suffix);
 
 /* As Python's re.match: from the first character on, not necessarily to the last.  place: the key, for messages. */
 ql_status layout_matches(const char *place, const char *pattern, const char *module, bool *hit);
+
+/* formats/layout_bytes.c; suffixes: of the weight, its scale, and the input scale if the scheme has static activations. */
+ql_status layout_bytes_encode(const layout_scheme *scheme, const char *const suffixes[], const qmodule *q,
+                              ql_arena *arena, layout_tensors *out);
+ql_status layout_bytes_decode(const checkpoint *ck, const layout_scheme *scheme, const char *const suffixes[],
+                              ql_arena *arena, qmodule *q);
 
 /* formats/layout_compressed_config.c */
 ql_status layout_compressed_config(const layout_scheme *scheme, json_t **quantization_config);

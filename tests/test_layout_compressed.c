@@ -147,7 +147,7 @@ static void trap10_act_order_keeps_the_group_of_every_input(void **state) {
 /* ---- bytes -------------------------------------------------------------------------------------------------------------------- */
 
 static qmodule byte_module(code_type type, int64_t n, int64_t k, int64_t group) {
-    int64_t per_row = group == BLOCK_SIZE ? BLOCK_SIZE : k, groups = ql_groups(k, per_row);
+    int64_t per_row = group == FP8_BLOCK ? FP8_BLOCK : k, groups = ql_groups(k, per_row);
     qmodule q = layout_module(n, k, 8, per_row, true);
     q.type = type;
     uint8_t *codes = (uint8_t *)q.codes;
@@ -155,7 +155,7 @@ static qmodule byte_module(code_type type, int64_t n, int64_t k, int64_t group) 
         if ((codes[i] & 0x7f) == 0x7f) codes[i] = 0x7e;
     for (int64_t r = 0; r < n; r++) /* FP32 scales that FP16 cannot hold */
         for (int64_t g = 0; g < groups; g++) {
-            int64_t shared = group == GROUP_TENSOR ? 0 : group == GROUP_ROW ? r : r / BLOCK_SIZE * groups + g;
+            int64_t shared = group == GROUP_TENSOR ? 0 : group == GROUP_ROW ? r : r / FP8_BLOCK * groups + g;
             q.scale[r * groups + g] = (float)(0.001 + 0.1 * ql_random_uniform(9, (uint64_t)shared));
         }
     return q;
@@ -167,20 +167,22 @@ static void bytes_round_trip(void **state) {
         code_type type;
         int64_t group, n, k;
     } cases[] = {
-        {CODE_INT, GROUP_ROW, 32, 48},     {CODE_INT, GROUP_TENSOR, 32, 48},  {CODE_E4M3, GROUP_ROW, 48, 32},
-        {CODE_E4M3, GROUP_TENSOR, 16, 64}, {CODE_E4M3, BLOCK_SIZE, 256, 384}, {CODE_E4M3, BLOCK_SIZE, 144, 272},
-        {CODE_E4M3, BLOCK_SIZE, 32, 16},
+        {CODE_INT, GROUP_ROW, 32, 48},     {CODE_INT, GROUP_TENSOR, 32, 48}, {CODE_E4M3, GROUP_ROW, 48, 32},
+        {CODE_E4M3, GROUP_TENSOR, 16, 64}, {CODE_E4M3, FP8_BLOCK, 256, 384}, {CODE_E4M3, FP8_BLOCK, 144, 272},
+        {CODE_E4M3, FP8_BLOCK, 32, 16},
     };
+    float input_scale = 0.0123f;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         qmodule q = byte_module(cases[i].type, cases[i].n, cases[i].k, cases[i].group), back;
         layout_scheme scheme = bytes(cases[i].type, cases[i].group, i % 2 ? ACTIVATIONS_STATIC : ACTIVATIONS_TOKEN);
         layout_tensors t;
-        if (i % 2) q.input_scale = 0.0123f;
+        if (i % 2) q.input_scale = &input_scale;
         layout_write(&scheme, &q, &t);
         assert_ok(layout_read_back(q.n, q.k, &back));
         layout_assert_same(&q, &back);
         assert_int_equal(back.type, cases[i].type);
-        assert_true(back.input_scale == q.input_scale);
+        assert_int_equal(back.input_scale != NULL, i % 2);
+        if (i % 2) assert_true(*back.input_scale == input_scale);
         if (q.type == CODE_INT) layout_assert_weights(&q, &back);
     }
 }
@@ -204,8 +206,8 @@ static void signed_bytes_are_twos_complement(void **state) {
 /* Scale [n/128][k/128], multiplied: not the inverse that the name of other exporters' tensor promises. */
 static void trap25_fp8_blocks_are_multiplied_by_their_scale(void **state) {
     (void)state;
-    qmodule q = byte_module(CODE_E4M3, 144, 272, BLOCK_SIZE), back;
-    layout_scheme scheme = bytes(CODE_E4M3, BLOCK_SIZE, ACTIVATIONS_TOKEN);
+    qmodule q = byte_module(CODE_E4M3, 144, 272, FP8_BLOCK), back;
+    layout_scheme scheme = bytes(CODE_E4M3, FP8_BLOCK, ACTIVATIONS_TOKEN);
     layout_tensors t;
     float *w;
     layout_write(&scheme, &q, &t);
@@ -243,8 +245,8 @@ static void trap24_nan_bytes_are_refused(void **state) {
 static void scales_that_differ_inside_their_tile_are_refused(void **state) {
     (void)state;
     layout_tensors t;
-    qmodule q = byte_module(CODE_E4M3, 144, 272, BLOCK_SIZE), whole = byte_module(CODE_INT, 32, 32, GROUP_TENSOR);
-    layout_scheme blocks = bytes(CODE_E4M3, BLOCK_SIZE, ACTIVATIONS_TOKEN),
+    qmodule q = byte_module(CODE_E4M3, 144, 272, FP8_BLOCK), whole = byte_module(CODE_INT, 32, 32, GROUP_TENSOR);
+    layout_scheme blocks = bytes(CODE_E4M3, FP8_BLOCK, ACTIVATIONS_TOKEN),
                   tensor = bytes(CODE_INT, GROUP_TENSOR, ACTIVATIONS_TOKEN);
     q.scale[140 * 3 + 2] *= 2;
     whole.scale[31] *= 2;
@@ -258,7 +260,8 @@ static void static_activations_need_a_scale(void **state) {
     qmodule q = byte_module(CODE_INT, 16, 16, GROUP_ROW), back;
     layout_scheme scheme = bytes(CODE_INT, GROUP_ROW, ACTIVATIONS_STATIC);
     assert_refused(layout_encode(&scheme, &q, layout_arena, &t), QL_MISMATCH, "need an input scale");
-    q.input_scale = 2;
+    float input_scale = 2;
+    q.input_scale = &input_scale;
     layout_write(&scheme, &q, &t);
     layout_drop(&t, "input_scale");
     layout_save_tensors(&t);
@@ -325,7 +328,7 @@ static void config_of_every_profile(void **state) {
          false},
         {bytes(CODE_E4M3, GROUP_ROW, ACTIVATIONS_TOKEN), "float-quantized", "float", "channel", "token", 0, false,
          true},
-        {bytes(CODE_E4M3, BLOCK_SIZE, ACTIVATIONS_TOKEN), "float-quantized", "float", "block", "group", 0, true, true},
+        {bytes(CODE_E4M3, FP8_BLOCK, ACTIVATIONS_TOKEN), "float-quantized", "float", "block", "group", 0, true, true},
     };
     static const char *const keys[] = {"num_bits",        "type",    "symmetric", "group_size", "strategy",
                                        "block_structure", "dynamic", "actorder",  "observer",   "observer_kwargs"};

@@ -325,8 +325,45 @@ static void every_failed_allocation_is_an_error(void **state) {
 #endif
 }
 
+/* ---- types of codes ------------------------------------------------------------------------------------------------------------ */
+
+static ql_status check_text(const char *text, recipe *r) {
+    recipe_defaults(r);
+    QL_TRY(recipe_parse("r.yaml", text, strlen(text), arena, r));
+    return recipe_check(r);
+}
+
+static void type_fixes_method_bits_and_group(void **state) {
+    (void)state;
+    recipe r;
+    assert_ok(check_text("version: 1\ntype: fp8\nactivations: token\n", &r));
+    assert_int_equal(r.base.method, METHOD_RTN);
+    assert_int_equal(r.base.bits, 8);
+    assert_int_equal(r.base.group, GROUP_ROW);
+    assert_int_equal(r.activations, ACTIVATIONS_TOKEN);
+    assert_ok(check_text("version: 1\ntype: fp8\ngroup_size: 128\n", &r));
+    assert_int_equal(r.base.group, FP8_BLOCK);
+    assert_ok(
+        check_text("version: 1\nmethod: rtn\nbits: 8\ngroup_size: -2\n", &r)); /* integers, one scale per tensor */
+}
+
+static void type_refuses_what_it_cannot_have(void **state) {
+    (void)state;
+    recipe r;
+    assert_refused(check_text("version: 1\ntype: fp8\nmethod: gptq\n", &r), QL_MISMATCH, "method rtn");
+    assert_refused(check_text("version: 1\ntype: fp8\nbits: 4\n", &r), QL_MISMATCH, "8 bits");
+    assert_refused(check_text("version: 1\ntype: fp8\ngroup_size: 64\n", &r), QL_MISMATCH, "group_size 64");
+    assert_refused(check_text("version: 1\ntype: fp9\n", &r), QL_MISMATCH, "int, fp8, nf4");
+    assert_refused(check_text("version: 1\nactivations: dynamic\n", &r), QL_MISMATCH, "none, token, static");
+    assert_refused(check_text("version: 1\ngroup_size: -2\n", &r), QL_MISMATCH, "group_size -2");
+    assert_refused(check_text("version: 1\ntype: fp8\noverrides:\n  - match: a\n    bits: 8\n", &r), QL_MISMATCH,
+                   "can only skip");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(type_fixes_method_bits_and_group),
+        cmocka_unit_test(type_refuses_what_it_cannot_have),
         cmocka_unit_test(every_key_arrives),
         cmocka_unit_test(resolved_recipe_reads_back_the_same),
         cmocka_unit_test(last_matching_override_counts_alone),

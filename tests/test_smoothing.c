@@ -35,7 +35,8 @@ static void open_place(place *p, const make_model *m) {
     assert_ok(model_open(p->ctx, p->dir, &p->model));
     assert_ok(model_load_block(&p->model, 0, p->device, &p->block));
     recipe_defaults(&p->recipe);
-    for (linear_id id = 0; id < LINEARS; id++) p->rules[id] = (module_rule){METHOD_RTN, 4, 32, false};
+    for (linear_id id = 0; id < LINEARS; id++)
+        p->rules[id] = (module_rule){.method = METHOD_RTN, .bits = 4, .group = 32};
     phases_open(&p->phases, p->ctx);
 }
 
@@ -282,7 +283,7 @@ static void smoothquant_formula_and_search(void **state) {
     float scale[64];
     open_place(&p, &m);
     smooth_problem s = problem_of(&p, &reader, 30);
-    p.rules[0] = (module_rule){METHOD_RTN, 8, -1, false};
+    p.rules[0] = (module_rule){.method = METHOD_RTN, .bits = 8, .group = -1};
     p.recipe.smooth_alpha = 0.5;
     assert_ok(smooth_smoothquant(&s, scale));
     for (int64_t j = 0; j < s.k; j++) {

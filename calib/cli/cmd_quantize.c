@@ -40,17 +40,18 @@ static statistics_mode mode_of_scheme(const recipe *r) {
 
 static ql_status resolve_mode(const cli *args, const char *scheme, quantize_request *r) {
     const recipe *wish = &r->recipe;
-    bool smooths = wish->smoothing != SMOOTHING_NONE, asked = cli_has(args, "statistics");
+    bool smooths = recipe_needs_moments(wish), asked = cli_has(args, "statistics");
     bool needs_data = wish->base.method != METHOD_RTN || smooths || wish->clip;
     QL_TRY(find_statistics(args, r));
     if (smooths && asked && r->mode != STATISTICS_FP)
-        return ql_fail(QL_USAGE, "--smoothing chooses all scales of a block at once: it needs --statistics fp");
+        return ql_fail(QL_USAGE,
+                       "--smoothing and --activations static look at a whole block at once: they need --statistics fp");
     if (scheme && !asked) r->mode = mode_of_scheme(wish);
     if (r->stats_dir || smooths) r->mode = STATISTICS_FP;
     if (!r->tokens_path && !r->stats_dir) r->mode = STATISTICS_NONE;
     if (needs_data && r->mode == STATISTICS_NONE)
         return ql_fail(QL_USAGE, "%s%s needs data: --calib tokens.h5 or --stats DIR",
-                       smooths      ? "--smoothing"
+                       smooths      ? "--smoothing or --activations static"
                        : wish->clip ? "--clip"
                                     : "--method ",
                        smooths || wish->clip ? "" : method_names[wish->base.method]);
@@ -181,7 +182,7 @@ static const cli_option options[] = {
     {"work", 'w', "DIR", false, "committed layers and journal (default: OUTPUT.work)"},
     {"resume", 0, NULL, false, "go on where an interrupted job stopped; content with a finished one"},
     {"format", 'f', "NAME", false,
-     "gptq (default), gptq_v2, awq, compressed-tensors, or dense: a plain 16-bit checkpoint"},
+     "gptq (default), gptq_v2, awq, compressed-tensors, fp8, or dense: a plain 16-bit checkpoint"},
     {"shard-size", 0, "BYTES", false, "largest file, for instance 500MB (default: 5GB)"},
     {NULL, 0, NULL, false, NULL},
 };

@@ -9,7 +9,10 @@ const cli_option cli_recipe_options[] = {
     {"scheme", 0, "NAME,...", false, "method, bits and group in one word: W4A16-GPTQ-g128, W3A16-RTN-g64, ..."},
     {"method", 0, "NAME", false, "rtn or gptq (default: gptq)"},
     {"bits", 'b', "N", false, "2, 3, 4 or 8 (default: 4)"},
-    {"group-size", 'g', "N", false, "inputs per scale: 32, 64, 128, or -1 for a whole row (default: 128)"},
+    {"type", 0, "NAME", false, "of codes: int, fp8 (E4M3) or nf4 (default: int)"},
+    {"group-size", 'g', "N", false,
+     "inputs per scale: 32, 64, 128, -1 for a whole row, -2 for a tensor (default: 128)"},
+    {"activations", 0, "MODE", false, "inputs in 8 bits: none, token or static (default: none)"},
     {"sym", 0, NULL, false, "symmetric grids (default)"},
     {"asym", 0, NULL, false, "grids with a zero point"},
     {"act-order", 0, "ORDER", false, "order of the columns: none, static or dynamic (default: static)"},
@@ -57,13 +60,25 @@ static ql_status take_switch(const cli *args, const char *option, unsigned asked
 
 static ql_status take_rule(const cli *args, module_rule *rule) {
     static const char *const methods[] = {"rtn", "gptq", NULL};
+    static const char *const types[] = {"int", "fp8", "nf4", NULL};
     int64_t bits = rule->bits;
+    int type = (int)rule->type;
     int method = (int)rule->method;
     QL_TRY(cli_choice(args, "method", methods, &method));
     QL_TRY(cli_int(args, "bits", 2, 8, &bits));
-    QL_TRY(cli_int(args, "group-size", -1, 128, &rule->group));
+    QL_TRY(cli_int(args, "group-size", GROUP_TENSOR, 128, &rule->group));
+    QL_TRY(cli_choice(args, "type", types, &type));
+    rule->type = (code_type)type;
     rule->method = (method_id)method;
     rule->bits = (int)bits;
+    return QL_OK;
+}
+
+static ql_status take_activations(const cli *args, recipe *r) {
+    static const char *const modes[] = {"none", "token", "static", NULL};
+    int mode = (int)r->activations;
+    QL_TRY(cli_choice(args, "activations", modes, &mode));
+    r->activations = (activation_mode)mode;
     return QL_OK;
 }
 
@@ -83,6 +98,10 @@ ql_status cli_recipe(const cli *args, const char *scheme, ql_arena *arena, recip
     if (file) QL_TRY(recipe_load(file, arena, r));
     if (scheme) QL_TRY(recipe_scheme(scheme, r));
     QL_TRY(take_rule(args, &r->base));
+    if (cli_has(args, "method")) r->asked |= ASKED_METHOD;
+    if (cli_has(args, "bits")) r->asked |= ASKED_BITS;
+    if (cli_has(args, "group-size")) r->asked |= ASKED_GROUP;
+    QL_TRY(take_activations(args, r));
     QL_TRY(take_symmetry(args, r));
     QL_TRY(take_order(args, r));
     QL_TRY(cli_real(args, "damp", 0, 1, &r->damp));
