@@ -6,6 +6,7 @@
 #include "cuda/product.cuh"
 
 static const ql_kernel *const kernels[] = {
+    &ql_product_dense,
     &ql_product_any,
 };
 

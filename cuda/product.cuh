@@ -6,7 +6,8 @@
 #include "host/product.h"
 
 extern "C" {
-extern const ql_kernel ql_product_any; /* every product, on every GPU, slowly */
+extern const ql_kernel ql_product_any;   /* every product, on every GPU, slowly */
+extern const ql_kernel ql_product_dense; /* through cuBLASLt */
 }
 
 /* An address within a packed weight. */

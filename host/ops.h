@@ -8,6 +8,9 @@
 
 #include "host/qalib.h"
 
+struct ql_arena;
+struct ql_choices;
+
 #define QL_OPS(X)                                                                                                      \
     X(gemm, (ql_ctx * ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y))                                                 \
     X(qgemm, (ql_ctx * ctx, ql_mat x, const ql_qweight *w, ql_mat bias, ql_mat y))                                     \
@@ -48,6 +51,7 @@
     X(nll, (ql_ctx * ctx, ql_mat logits, ql_mat target, ql_mat nll))                                                   \
     X(kld, (ql_ctx * ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat same))                                        \
     X(plan, (ql_ctx * ctx, ql_plan * plan))                                                                            \
+    X(measure, (ql_ctx * ctx, const ql_plan *plan, struct ql_arena *arena, struct ql_choices *choices))                \
     X(pack_weight, (ql_ctx * ctx, const ql_plan *plan, const ql_weight *weight, void *packed))                         \
     X(unpack_weight, (ql_ctx * ctx, const ql_plan *plan, const void *packed, const ql_weight *weight))                 \
     X(checksum, (ql_ctx * ctx, const void *data, size_t bytes, uint64_t *sum))                                         \

@@ -146,23 +146,75 @@ static size_t most_workspace(const ql_plan *plan) {
     return (most + QL_PACKED_ALIGN - 1) / QL_PACKED_ALIGN * QL_PACKED_ALIGN;
 }
 
+/* Lets kernels prepare; those that find that they cannot serve leave the plan. */
+static ql_status prepare(ql_ctx *ctx, ql_plan *plan) {
+    int kept = 0;
+    for (int i = 0; i < plan->n_kernels; i++) {
+        const ql_kernel *kernel = plan->kernels[i];
+        ql_status status = kernel->prepare ? kernel->prepare(ctx, plan) : QL_OK;
+        if (status == QL_OK) plan->kernels[kept++] = kernel;
+        else if (status != QL_UNSUPPORTED) return status;
+    }
+    plan->n_kernels = kept;
+    return QL_OK;
+}
+
 static ql_status fill(ql_ctx *ctx, ql_plan *plan) {
     QL_TRY(ql_packed_describe(&plan->product, &plan->packed));
     QL_TRY(ctx->ops->plan(ctx, plan));
+    QL_TRY(prepare(ctx, plan));
     plan->workspace = most_workspace(plan);
     return QL_OK;
 }
 
-ql_status ql_plan_make(ql_ctx *ctx, const ql_product *product, ql_plan **out) {
+static ql_status make(ql_ctx *ctx, const ql_product *product, const ql_choices *choices, ql_plan **out) {
     *out = NULL;
     QL_TRY(check_host("plan: product", product));
     QL_TRY(check_product(product));
     ql_plan *plan = ql_malloc(sizeof *plan);
     if (!plan) return ql_fail(QL_NOMEM, "plan: no memory for a plan");
-    *plan = (ql_plan){.product = *product, .ops = ctx->ops};
+    *plan = (ql_plan){.product = *product, .ops = ctx->ops, .choices = choices};
     ql_status status = fill(ctx, plan);
+    plan->choices = NULL;
     if (status == QL_OK) *out = plan;
     else ql_plan_free(plan);
+    return status;
+}
+
+ql_status ql_plan_make(ql_ctx *ctx, const ql_product *product, ql_plan **plan) {
+    return make(ctx, product, NULL, plan);
+}
+
+ql_status ql_plan_make_measured(ql_ctx *ctx, const ql_product *product, const char *file, ql_plan **plan) {
+    ql_arena *arena;
+    ql_choices choices;
+    *plan = NULL;
+    QL_TRY(check_host("plan: file", file));
+    QL_TRY(ql_arena_open(NULL, &arena));
+    ql_status status = ql_choices_load(file, arena, &choices);
+    if (status == QL_OK) status = make(ctx, product, &choices, plan);
+    ql_arena_close(arena);
+    return status;
+}
+
+static ql_status measure_into(ql_ctx *ctx, const ql_plan *plan, const char *file, ql_arena *arena) {
+    ql_choices choices;
+    QL_TRY(ql_choices_load(file, arena, &choices));
+    QL_TRY(ctx->ops->measure(ctx, plan, arena, &choices));
+    return ql_choices_save(file, arena, &choices);
+}
+
+ql_status ql_plan_measure(ql_ctx *ctx, const ql_product *product, const char *file) {
+    ql_plan *plan;
+    ql_arena *arena;
+    QL_TRY(check_host("measure: file", file));
+    QL_TRY(ql_plan_make(ctx, product, &plan));
+    ql_status status = ql_arena_open(NULL, &arena);
+    if (status == QL_OK) {
+        status = measure_into(ctx, plan, file, arena);
+        ql_arena_close(arena);
+    }
+    ql_plan_free(plan);
     return status;
 }
 

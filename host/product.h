@@ -6,6 +6,7 @@
 #ifndef HOST_PRODUCT_H
 #define HOST_PRODUCT_H
 
+#include "host/choices.h"
 #include "host/packed.h"
 #include "host/status.h"
 
@@ -28,6 +29,10 @@ typedef struct ql_kernel {
     size_t (*workspace)(const ql_product *product, int64_t m, int workers);
 
     ql_status (*run)(const ql_plan *plan, const ql_arguments *arguments, void *workspace, void *stream);
+
+    /* Once per plan, may allocate and leave plan->data (one kernel of a product at most); QL_UNSUPPORTED takes the kernel out of the
+     * plan.  NULL: nothing to prepare. */
+    ql_status (*prepare)(ql_ctx *ctx, ql_plan *plan);
 } ql_kernel;
 
 enum { QL_MOST_KERNELS = 16 };
@@ -40,7 +45,8 @@ struct ql_plan {
     const ql_kernel *kernels[QL_MOST_KERNELS];
     int n_kernels;
     size_t workspace;
-    void *data; /* the backend's own, released by free_data */
+    const ql_choices *choices; /* measured, only while the plan is made; or NULL */
+    void *data;                /* the backend's own, released by free_data */
     void (*free_data)(void *data);
 };
 

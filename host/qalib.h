@@ -388,7 +388,8 @@ QL_API ql_status ql_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_
  *
  * Arithmetic.  Group scales multiply the exact integer code - zero.  I8: exact sums.  Everything else: sums in FP32 in an order
  * fixed by the plan (FP8 on tensor cores: see ql_accumulation).  Then value = (sum * x_scale) * w_scale + bias in FP32, rounded
- * once, to nearest even: beyond the range of F16 and BF16 becomes infinite, of F8_E4M3 becomes +-448. */
+ * once, to nearest even: beyond the range of F16 and BF16 becomes infinite, of F8_E4M3 becomes +-448.  (Dense products on a GPU
+ * round the bias to y's type before.) */
 
 /* FP8 on tensor cores: partial sums are added to FP32 every 128 inputs, or never (about 14 bits of each partial sum remain). */
 typedef enum ql_accumulation { QL_PROMOTE, QL_FAST } ql_accumulation;
@@ -420,6 +421,13 @@ typedef struct ql_plan ql_plan;
 QL_API ql_status ql_plan_make(ql_ctx *ctx, const ql_product *product, ql_plan **plan);
 QL_API void ql_plan_free(ql_plan *plan); /* NULL is allowed */
 
+/* Dense products on a GPU go through cuBLASLt, whose own guess at the fastest algorithm can be improved on by trying: measures up to
+ * 16 candidates for m = 1, 2, 4 .. m_max, for about a second each, and adds the best to the text file `file` (written as a
+ * whole or not at all), keyed by library, driver, GPU, shape and types.  Nothing else ever measures.  QL_UNSUPPORTED where there is
+ * nothing to choose from.  The second function plans with what such a file holds for this machine; it may be missing. */
+QL_API ql_status ql_plan_measure(ql_ctx *ctx, const ql_product *product, const char *file);
+QL_API ql_status ql_plan_make_measured(ql_ctx *ctx, const ql_product *product, const char *file, ql_plan **plan);
+
 QL_API const char *ql_plan_describe(const ql_plan *plan,
                                     int64_t m);       /* the kernel that m tokens run through, "w4a16.sm80" */
 QL_API size_t ql_plan_workspace(const ql_plan *plan); /* bytes of workspace, whatever m */
@@ -450,8 +458,8 @@ typedef struct ql_arguments {
     const void *weight; /* from ql_pack_weight, trusted: ql_check_weight is for bytes from elsewhere */
     ql_mat bias;        /* F32 [1][n] if `bias`, else absent */
     ql_mat y;           /* [m][n] */
-    ql_mat y_scale,
-        y_amax; /* y F8_E4M3: F32 [1][1] each; y = rounded(value / y_scale), y_amax (optional) = max |value| */
+    ql_mat y_scale;     /* y F8_E4M3: F32 [1][1], y = rounded(value / y_scale); else absent */
+    ql_mat y_amax;      /* y F8_E4M3: F32 [1][1], gets max |value|; may be absent */
 } ql_arguments;
 
 /* Enqueues the product on `stream` (a cudaStream_t, never the default stream NULL; ignored on the CPU, where the product is

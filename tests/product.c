@@ -181,11 +181,18 @@ ql_arguments arguments_of(backend *b, const operands *o, const void *packed) {
     return a;
 }
 
-/* Runs with a poisoned result and a poisoned workspace. */
+/* Runs with a poisoned result and a poisoned workspace, which may be large and is given back at once. */
 void execute_product(backend *b, ql_ctx *ctx, const ql_plan *plan, const ql_arguments *a) {
-    void *workspace = poisoned_bytes(b, ql_plan_workspace(plan));
+    size_t bytes = ql_plan_workspace(plan);
+    void *poison = malloc(bytes + 1), *workspace;
+    assert_non_null(poison);
+    memset(poison, BACKEND_POISON, bytes);
+    assert_ok(ql_alloc(b->ctx, bytes, &workspace));
+    assert_ok(ql_upload(b->ctx, workspace, poison, bytes));
+    free(poison);
     assert_ok(ql_execute(plan, a, workspace, ql_ctx_stream(ctx)));
     assert_ok(ql_sync(ctx));
+    ql_free(b->ctx, workspace);
 }
 
 ql_mat result_of(backend *b, ql_mat y) {

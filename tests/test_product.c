@@ -157,22 +157,6 @@ static void f8_blocks_with_tails(void **state) {
                       4);
 }
 
-/* ---- dense ---------------------------------------------------------------------------------------------------------------------------- */
-
-static void dense_every_type(void **state) {
-    const ql_dtype types[] = {QL_F32, QL_F16, QL_BF16};
-    for (int i = 0; i < 18; i++) {
-        ql_product p = {.n = i < 9 ? 80 : 67,
-                        .k = i < 9 ? 192 : 37,
-                        .m_max = 40,
-                        .x = types[i % 3],
-                        .w = types[i % 3],
-                        .y = types[i / 3 % 3],
-                        .bias = i % 2};
-        check_product(*state, p, 6);
-    }
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(codes_every_width_and_type),
@@ -188,7 +172,6 @@ int main(void) {
         cmocka_unit_test(codes_times_integers_within_one_step),
         cmocka_unit_test(f8_every_pair_and_scale),
         cmocka_unit_test(f8_blocks_with_tails),
-        cmocka_unit_test(dense_every_type),
     };
     return run_on_backends(tests);
 }

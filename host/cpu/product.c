@@ -160,12 +160,17 @@ static ql_status takes(const ql_product *product, int arch) {
     return QL_OK;
 }
 
-static const ql_kernel kernel = {"cpu", takes, 1, INT64_MAX, workspace, run};
+static const ql_kernel kernel = {"cpu", takes, 1, INT64_MAX, workspace, run, NULL};
 
 ql_status ql_cpu_plan(ql_ctx *ctx, ql_plan *plan) {
     plan->workers = ctx->threads;
     ql_plan_offer(plan, &kernel);
     return QL_OK;
+}
+
+ql_status ql_cpu_measure(ql_ctx *ctx, const ql_plan *plan, ql_arena *arena, ql_choices *choices) {
+    (void)ctx, (void)plan, (void)arena, (void)choices;
+    return ql_fail(QL_UNSUPPORTED, "measure: the CPU has one kernel, there is nothing to choose from");
 }
 
 ql_status ql_cpu_enter(const ql_plan *plan, void *stream) {

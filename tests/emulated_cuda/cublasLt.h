@@ -1,4 +1,4 @@
-/* The part of cuBLASLt that cuda/gemm.cu uses, over the reference definition of a product in columns. */
+/* The part of cuBLASLt that cuda/ uses, over the reference definition of a product in columns. */
 #ifndef EMULATED_CUBLASLT_H
 #define EMULATED_CUBLASLT_H
 
@@ -10,11 +10,17 @@ enum cublasStatus_t {
     CUBLAS_STATUS_INVALID_VALUE = 7,
     CUBLAS_STATUS_NOT_SUPPORTED = 15
 };
-enum cudaDataType { CUDA_R_32F = 0, CUDA_R_64F = 1 };
+enum cudaDataType { CUDA_R_32F = 0, CUDA_R_64F = 1, CUDA_R_16F = 2, CUDA_R_16BF = 14 };
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68, CUBLAS_COMPUTE_64F = 70 };
 enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
-enum cublasLtMatmulDescAttributes_t { CUBLASLT_MATMUL_DESC_TRANSA = 3, CUBLASLT_MATMUL_DESC_TRANSB = 4 };
-enum { CUBLASLT_REDUCTION_SCHEME_NONE };
+enum cublasLtMatmulDescAttributes_t {
+    CUBLASLT_MATMUL_DESC_TRANSA = 3,
+    CUBLASLT_MATMUL_DESC_TRANSB = 4,
+    CUBLASLT_MATMUL_DESC_EPILOGUE = 7,
+    CUBLASLT_MATMUL_DESC_BIAS_POINTER = 8,
+};
+enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4 };
+enum { CUBLASLT_REDUCTION_SCHEME_NONE, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
 enum cublasLtMatmulPreferenceAttributes_t {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES = 1,
     CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK = 3,
@@ -28,6 +34,8 @@ struct cublasLtMatmulDescOpaque_t {
     cublasComputeType_t compute;
     cudaDataType scale;
     cublasOperation_t trans[2];
+    cublasLtEpilogue_t epilogue;
+    const void *bias;
 };
 struct cublasLtMatrixLayoutOpaque_t {
     cudaDataType type;
@@ -37,13 +45,19 @@ struct cublasLtMatrixLayoutOpaque_t {
 struct cublasLtMatmulPreferenceOpaque_t {
     uint32_t align[4]; /* A, B, C, D */
 };
+/* What the heuristic was promised: cublasLtMatmul holds the caller to it.  It serves every n up to the one asked for. */
 struct cublasLtMatmulAlgo_t {
-    uint32_t align[4]; /* what the heuristic was promised: cublasLtMatmul holds the caller to it */
+    uint32_t magic, candidate;
+    uint16_t align[4]; /* of the addresses of A, B, C, D */
     uint64_t m, n, k;
+    uint32_t pitch[3]; /* and of the columns of A, B, D */
+    uint32_t rest[3];
 };
+static_assert(sizeof(cublasLtMatmulAlgo_t) == 64, "as the real one");
 struct cublasLtMatmulHeuristicResult_t {
     cublasLtMatmulAlgo_t algo;
     size_t workspaceSize;
+    cublasStatus_t state;
 };
 typedef struct emulated_blas *cublasLtHandle_t;
 
@@ -65,6 +79,10 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
                                               cublasLtMatrixLayoutOpaque_t *c, cublasLtMatrixLayoutOpaque_t *result,
                                               cublasLtMatmulPreferenceOpaque_t *p, int asked,
                                               cublasLtMatmulHeuristicResult_t *answers, int *answered);
+cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDescOpaque_t *d,
+                                       cublasLtMatrixLayoutOpaque_t *a, cublasLtMatrixLayoutOpaque_t *b,
+                                       cublasLtMatrixLayoutOpaque_t *c, cublasLtMatrixLayoutOpaque_t *result,
+                                       const cublasLtMatmulAlgo_t *algo, cublasLtMatmulHeuristicResult_t *answer);
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDescOpaque_t *d, const void *alpha, const void *a,
                               cublasLtMatrixLayoutOpaque_t *la, const void *b, cublasLtMatrixLayoutOpaque_t *lb,
                               const void *beta, const void *c, cublasLtMatrixLayoutOpaque_t *lc, void *result,

@@ -163,7 +163,7 @@ typedef struct emulated_stream *cudaStream_t;
 struct cudaDeviceProp {
     char name[256];
     int major, minor; /* 8.0, or what QALIB_EMULATED_ARCH says: 90 */
-    int multiProcessorCount;
+    int multiProcessorCount, l2CacheSize;
     size_t totalGlobalMem, sharedMemPerBlockOptin;
 };
 struct cudaFuncAttributes {
@@ -188,6 +188,14 @@ template <typename F> cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttrib
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+/* Time is what the emulated libraries say that their work took; kernels take none. */
+typedef struct emulated_event *cudaEvent_t;
+extern double emulated_ms;
+cudaError_t cudaEventCreate(cudaEvent_t *event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end);
 cudaError_t emulated_malloc(void **data, size_t bytes);
 template <typename T> cudaError_t cudaMalloc(T **data, size_t bytes) { return emulated_malloc((void **)data, bytes); }
 cudaError_t cudaFree(void *data);

@@ -236,10 +236,11 @@ cudaError_t cudaDriverGetVersion(int *version) { return *version = 13000, cudaSu
 cudaError_t cudaRuntimeGetVersion(int *version) { return *version = 13000, cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 enum { PROCESSORS = 5 }; /* few and odd, so that small products are divided among them unevenly */
+enum { L2_BYTES = 64 << 10 };
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
     const char *arch = getenv("QALIB_EMULATED_ARCH");
     int number = arch ? atoi(arch) : 80;
-    *properties = {"emulated GPU", number / 10, number % 10, PROCESSORS, (size_t)1 << 30, SHARED_BYTES_ALLOWED};
+    *properties = {"emulated GPU", number / 10, number % 10, PROCESSORS, L2_BYTES, (size_t)1 << 30, SHARED_BYTES_ALLOWED};
     return cudaSuccess;
 }
 /* NULL is the default stream, which nothing here may use. */
@@ -249,6 +250,21 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return free(stream), cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+
+struct emulated_event {
+    double ms;
+};
+double emulated_ms;
+cudaError_t cudaEventCreate(cudaEvent_t *event) {
+    *event = (cudaEvent_t)malloc(sizeof **event);
+    return *event ? cudaSuccess : remember(cudaErrorMemoryAllocation);
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return free(event), cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) { return event->ms = emulated_ms, cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) {
+    return *ms = (float)(end->ms - begin->ms), cudaSuccess;
+}
 
 /* Fresh memory is poison, and one allocation of more than 1 GiB is more than this GPU has. */
 cudaError_t emulated_malloc(void **data, size_t bytes) {
