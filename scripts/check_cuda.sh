@@ -45,6 +45,10 @@ for arch in sm_80 sm_90a; do
     done
 done >"$out/table"
 cat "$out/table"
+if grep -H 'C75[01][0-9]' "$out"/*.log; then
+    echo "cuda: ptxas waits where the kernels above do not, or ignores their registers"
+    exit 1
+fi
 if grep -q 'LOCAL MEMORY' "$out/table"; then
     echo "cuda: kernels above use local memory"
     exit 1

@@ -43,6 +43,7 @@ void emulated_end_thread() {
     for (auto &group : copies[threadIdx.x])
         if (!group.empty()) emulated_stop("returns with copies under way");
     copies[threadIdx.x].clear();
+    emulated_end_products();
 }
 
 /* ---- barriers that count bytes -------------------------------------------------------------------------------------------- */

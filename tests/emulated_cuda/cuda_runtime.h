@@ -23,6 +23,7 @@
 #define __shared__ static /* blocks run one after the other */
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct alignas(8) uint2 {
     unsigned x, y;
@@ -126,6 +127,14 @@ void emulated_barrier_arrive(uint64_t *barrier, unsigned expected_bytes);
 void emulated_barrier_wait(uint64_t *barrier, unsigned parity);
 void emulated_later(uint64_t *barrier, unsigned bytes, std::function<void()> work);
 
+/* Products of a warpgroup and boxes of a tensor map: hopper.cpp. */
+struct CUtensorMap;
+void emulated_product(int kind, void *d, int n, uint64_t a, uint64_t b, bool add);
+void emulated_commit_products();
+void emulated_wait_products(int pending);
+void emulated_end_products();
+void emulated_tensor_load(void *tile, const CUtensorMap *map, int byte, int row, uint64_t *barrier);
+
 /* After every thread and every block: nothing may still be under way. */
 void emulated_end_thread();
 void emulated_end_block();
@@ -185,6 +194,10 @@ cudaError_t emulated_allow_shared(const void *kernel, int bytes);
 template <typename F> cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int bytes) {
     return emulated_allow_shared((const void *)kernel, bytes);
 }
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess, cudaDriverEntryPointSymbolNotFound };
+enum { cudaEnableDefault };
+cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **entry, unsigned version, unsigned long long flags,
+                                             cudaDriverEntryPointQueryResult *result);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);

@@ -13,6 +13,8 @@
 
 #define PTX static inline
 
+PTX uint32_t ptx_shared(const void *pointer) { return (uint32_t)((const unsigned char *)pointer - emulated_shared); }
+
 /* ---- copies from global to shared memory, sm_80 ---------------------------------------------------------------------------- */
 
 PTX uint64_t ptx_evict_first() { return 0; }
