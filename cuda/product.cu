@@ -8,6 +8,13 @@
 static const ql_kernel *const kernels[] = {
     &ql_product_dense,
     &ql_product_any,
+static const struct {
+    const ql_kernel *kernels;
+    int count;
+} families[] = {
+    {ql_fp8_kernels, QL_FP8_KERNELS},
+    {ql_int8_kernels, QL_INT8_KERNELS},
+    {&ql_product_any, 1},
 };
 
 ql_status ql_cuda_plan(ql_ctx *ctx, ql_plan *plan) {
@@ -18,7 +25,8 @@ ql_status ql_cuda_plan(ql_ctx *ctx, ql_plan *plan) {
     plan->arch = 10 * properties.major + properties.minor;
     plan->workers = properties.multiProcessorCount;
     plan->device = gpu->device;
-    for (const ql_kernel *kernel : kernels) ql_plan_offer(plan, kernel);
+    for (const auto &family : families)
+        for (int i = 0; i < family.count; i++) ql_plan_offer(plan, &family.kernels[i]);
     return QL_OK;
 }
 
