@@ -6,7 +6,7 @@
 #ifndef HOST_OPS_H
 #define HOST_OPS_H
 
-#include "host/qalib.h"
+#include "host/replay.h"
 
 struct ql_arena;
 struct ql_choices;
@@ -66,7 +66,12 @@ struct ql_choices;
     X(upload, (ql_ctx * ctx, void *device, const void *host, size_t bytes))                                            \
     X(download, (ql_ctx * ctx, void *host, const void *device, size_t bytes))                                          \
     X(sync, (ql_ctx * ctx))                                                                                            \
-    X(stream, (const ql_ctx *ctx, void **stream))
+    X(stream, (const ql_ctx *ctx, void **stream))                                                                      \
+    X(copy, (ql_ctx * ctx, void *to, const void *from, size_t bytes))                                                  \
+    X(facts, (ql_ctx * ctx, ql_facts * facts))                                                                         \
+    X(replay_open, (ql_replay * replay))                                                                               \
+    X(replay_run, (ql_replay * replay, double *seconds))                                                               \
+    X(replay_close, (ql_replay * replay))
 
 typedef struct ql_ops {
 #define QL_OPS_MEMBER(name, parameters) ql_status(*name) parameters;

@@ -2,9 +2,9 @@
 # Everything that needs a GPU, in one call under ten minutes:  scripts/gpu_suite.sh DIR
 #   tests      every operation on the GPU against the double-precision references
 #   job        the demo model quantized and evaluated on the GPU and on the CPU, and how far apart the results are
-#   benchmarks every perf/bench_* program, where there are any
+#   benchmarks of the products and of calibration, beside the library's dense products
 # Programs come from a bundle (scripts/bundle.sh) if this script lies in one or build/bundle has one, else they are built.
-# Leaves in DIR: summary.json, tests.log, job.log, bench.log, build.log.  Exit 0: all passed; 1: something failed; 69: no GPU here.
+# Leaves in DIR: summary.json, tests.log, job.log, bench.log, bench-*.json, roofline.svg, build.log.  Exit 0: all passed; 1: something failed; 69: no GPU here.
 set -uo pipefail
 [ $# -eq 1 ] || { echo "usage: scripts/gpu_suite.sh DIR" >&2; exit 64; }
 mkdir -p "$1" || exit 73
@@ -51,7 +51,7 @@ build() {
     cmake --preset cuda && cmake --build build/cuda && cmake --build build/cuda --target test_operations stats_distance
 }
 export -f build
-rm -f "$results"/{build,tests,job,bench}.log "$results"/{summary,gpu,cpu}.json
+rm -f "$results"/{build,tests,job,bench}.log "$results"/{summary,gpu,cpu}.json "$results"/bench-*.json "$results/roofline.svg"
 if [ -x bin/qalib ]; then
     bin=$PWD/bin commit=$(cat COMMIT)
 elif [ -x build/bundle/bin/qalib ]; then
@@ -115,9 +115,17 @@ fi
 
 # ---- benchmarks, summary ----------------------------------------------------------------------------------------------------
 
-for bench in "$bin"/bench_*; do
-    [ -x "$bench" ] && step "$(basename "$bench")" 60 bench.log "$bench" --device cuda --json
-done
+# name, limit in seconds, options: a table that is cut short keeps what it has.
+bench() {
+    local name=$1 limit=$2
+    shift 2
+    step "bench $name" "$limit" bench.log bash -c 'out=$1; shift; "$bin/qalib" bench --device cuda --progress none --json "$@" >"$out"' - "$results/bench-$name.json" "$@"
+}
+nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv >>"$results/bench.log" 2>&1
+bench products 120 --op w4a16,int8,fp8 --model llama-3-70b --m 1,16,256,4096 --peers --svg "$results/roofline.svg"
+bench calibration 90 --op hessian,factor,gptq --n 8192 --k 8192 --m 16384 --peers
+bench attention 30 --op attention,attention_cached --model llama-3-70b --m 4096
+nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv >>"$results/bench.log" 2>&1
 
 {
     echo "{\"commit\": \"$commit\", \"gpu\": \"$gpu\", \"device\": $("$bin/qalib" doctor --json | tr -d '\n'),"
