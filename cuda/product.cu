@@ -5,15 +5,13 @@
  * Twin: host/cpu/product_pack.c. */
 #include "cuda/product.cuh"
 
-static const ql_kernel *const kernels[] = {
-    &ql_product_dense,
-    &ql_product_any,
 static const struct {
     const ql_kernel *kernels;
     int count;
 } families[] = {
     {ql_fp8_kernels, QL_FP8_KERNELS},
     {ql_int8_kernels, QL_INT8_KERNELS},
+    {&ql_product_dense, 1},
     {&ql_product_any, 1},
 };
 

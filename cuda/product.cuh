@@ -6,12 +6,11 @@
 #include "host/product.h"
 
 extern "C" {
-extern const ql_kernel ql_product_any;   /* every product, on every GPU, slowly */
-extern const ql_kernel ql_product_dense; /* through cuBLASLt */
 enum { QL_FP8_KERNELS = 13, QL_INT8_KERNELS = 6 };
 extern const ql_kernel ql_fp8_kernels[QL_FP8_KERNELS];
 extern const ql_kernel ql_int8_kernels[QL_INT8_KERNELS];
-extern const ql_kernel ql_product_any; /* every product, on every GPU, slowly */
+extern const ql_kernel ql_product_dense; /* through cuBLASLt */
+extern const ql_kernel ql_product_any;   /* every product, on every GPU, slowly */
 }
 
 /* An address within a packed weight. */
