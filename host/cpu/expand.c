@@ -1,5 +1,7 @@
 #include "host/cpu/expand.h"
 
+#include <string.h>
+
 #include "host/mat.h"
 #include "host/num.h"
 #include "host/product.h"
@@ -74,26 +76,37 @@ static void load_grid(const ql_packed *p, const void *packed, int64_t n0, int64_
     }
 }
 
-/* One instance per width: shifts and places are constants then. */
-static inline void expand_units(const uint32_t *words, const int bits, const grid halves[2], float *out, int64_t ld) {
-    for (int unit = 0; unit < QL_TILE_UNITS; unit++, words += bits)
-        for (int slot = 0; slot < QL_UNIT_CODES; slot++) {
-            int r = ql_unit_row(unit, slot), c = ql_unit_col(unit, slot);
-            const grid *half = &halves[c / 32];
-            out[r * ld + c] = ql_decode(ql_unit_code(words, bits, slot), half->scale[r], half->zero[r]);
-        }
+/* The codes of all units, one per byte in the order of their slots.  One instance per width: shifts are constants then. */
+static inline void unpack_units(const uint32_t *words, const int bits, uint8_t *codes) {
+    for (int unit = 0; unit < QL_TILE_UNITS; unit++)
+        for (int slot = 0; slot < QL_UNIT_CODES; slot++)
+            codes[unit * QL_UNIT_CODES + slot] = (uint8_t)ql_unit_code(words + unit * bits, bits, slot);
+}
+
+/* Row r of the tile.  Columns 2 i and 2 i + 1 are neighbouring slots of one unit (host/tiles.h). */
+static void expand_row(const uint8_t *units, int r, const grid halves[2], float *out) {
+    uint8_t codes[QL_TILE];
+    for (int c = 0; c < QL_TILE; c += 2)
+        memcpy(&codes[c], &units[ql_unit_of(r, c) * QL_UNIT_CODES + ql_slot_of(r, c)], 2);
+    for (int half = 0; half < 2; half++) {
+        const float scale = halves[half].scale[r];
+        const int zero = halves[half].zero[r];
+        for (int c = 32 * half; c < 32 * half + 32; c++) out[c] = ql_decode(codes[c], scale, zero);
+    }
 }
 
 static void expand_tile(const ql_packed *p, const void *packed, int64_t n0, int64_t k0, float *out, int64_t ld) {
     const int64_t tile = n0 / QL_TILE * ql_tiles_along(p->k) + k0 / QL_TILE;
     const uint32_t *words = (const uint32_t *)((const char *)packed + p->values) + ql_unit_word(tile, 0, (int)p->bits);
+    uint8_t codes[QL_TILE_CODES];
     grid halves[2];
     load_grid(p, packed, n0, k0, &halves[0]);
     load_grid(p, packed, n0, k0 + 32 < p->k ? k0 + 32 : k0, &halves[1]);
-    if (p->bits == 2) expand_units(words, 2, halves, out, ld);
-    else if (p->bits == 3) expand_units(words, 3, halves, out, ld);
-    else if (p->bits == 4) expand_units(words, 4, halves, out, ld);
-    else expand_units(words, 8, halves, out, ld);
+    if (p->bits == 2) unpack_units(words, 2, codes);
+    else if (p->bits == 3) unpack_units(words, 3, codes);
+    else if (p->bits == 4) unpack_units(words, 4, codes);
+    else unpack_units(words, 8, codes);
+    for (int r = 0; r < QL_TILE; r++) expand_row(codes, r, halves, out + r * ld);
 }
 
 void ql_expand_w(const ql_plan *plan, const void *packed, int64_t n0, int rows, int64_t k0, int count, float *out,
