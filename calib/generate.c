@@ -46,6 +46,7 @@ static ql_status module_bytes(const model *m, int64_t layer, linear_id id, doubl
     *bytes = 4.0 * (double)n * (double)k;
     if (!m->quantized || !layout_has(m->ck, &m->scheme, module)) return QL_OK;
     QL_TRY(layout_rule_of(&m->scheme, module, &rule));
+    if (m->scheme.type != CODE_INT) return QL_OK; /* multiplied as decoded */
     int64_t groups = ql_groups(k, rule.group < 0 ? k : rule.group);
     *bytes = (double)n * (4.0 * (double)ql_packed_words(k, rule.bits) + 5.0 * (double)groups); /* codes, scale, zero */
     return QL_OK;

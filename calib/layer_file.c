@@ -5,18 +5,21 @@
 #include "calib/layer.h"
 #include "host/mat.h"
 
-enum { CODES, SCALE, ZERO, G_IDX, INPUT_SCALE, PARTS, MAX_TENSORS = PARTS * LINEARS + FOLDED };
-static const char *const part_names[PARTS] = {"codes", "scale", "zero", "g_idx", "input_scale"};
+enum { CODES, SCALE, ZERO, G_IDX, INPUT_SCALE, ABSMAX, NESTED, PARTS, MAX_TENSORS = PARTS * LINEARS + FOLDED };
+static const char *const part_names[PARTS] = {"codes", "scale", "zero", "g_idx", "input_scale", "absmax", "nested"};
 
 /* Shape and type of one part of a module, and where its data are. */
 static st_tensor describe(const qmodule *q, int part, const char *name) {
     int64_t groups = ql_groups(q->k, q->group);
     st_tensor t = {.name = name, .rank = 2, .shape = {q->n, groups}};
+    if (q->type == CODE_NF4 && part == SCALE) t.rank = 1, t.shape[0] = qmodule_scales(q);
     switch (part) {
     case CODES: t.dtype = QL_I32, t.shape[1] = ql_packed_words(q->k, q->bits); break;
     case SCALE: t.dtype = QL_F32; break;
     case ZERO: t.dtype = QL_U8; break;
     case G_IDX: t.dtype = QL_I32, t.rank = 1, t.shape[0] = q->k; break;
+    case ABSMAX: t.dtype = QL_U8, t.rank = 1, t.shape[0] = qmodule_scales(q); break;
+    case NESTED: t.dtype = QL_F32, t.rank = 1, t.shape[0] = ql_ceil_div(qmodule_scales(q), 256) + 1; break;
     default: t.dtype = QL_F32, t.rank = 1, t.shape[0] = 1;
     }
     t.dtype_name = ql_dtype_name(t.dtype);
@@ -24,8 +27,8 @@ static st_tensor describe(const qmodule *q, int part, const char *name) {
 }
 
 static void **part_data(qmodule *q, int part) {
-    void **const parts[PARTS] = {(void **)&q->codes, (void **)&q->scale, (void **)&q->zero, (void **)&q->g_idx,
-                                 (void **)&q->input_scale};
+    void **const parts[PARTS] = {(void **)&q->codes,       (void **)&q->scale,  (void **)&q->zero,  (void **)&q->g_idx,
+                                 (void **)&q->input_scale, (void **)&q->absmax, (void **)&q->nested};
     return parts[part];
 }
 
@@ -97,6 +100,7 @@ ql_status layer_file_size(const model_config *config, int64_t layer, const modul
         for (int part = 0; part < PARTS; part++) {
             if ((part == ZERO && rules[id].type != CODE_INT) || (part == G_IDX && !with_g_idx)) continue;
             if (part == INPUT_SCALE && !with_input_scale) continue;
+            if ((part == ABSMAX || part == NESTED) && rules[id].type != CODE_NF4) continue;
             QL_TRY(ql_arena_format(host, &name, "%s.%s", module, part_names[part]));
             tensors[count++] = describe(&q, part, name);
         }
@@ -115,7 +119,8 @@ static const st_tensor *find(const st_file *file, const char *module, const char
 static ql_status load_module(const st_file *file, qmodule *q, ql_arena *host) {
     for (int part = 0; part < PARTS; part++) {
         const st_tensor *t = find(file, q->name, part_names[part]), expected = describe(q, part, q->name);
-        bool optional = part == G_IDX || part == INPUT_SCALE || (part == ZERO && q->type != CODE_INT);
+        bool optional = part == G_IDX || part == INPUT_SCALE || (part == ZERO && q->type != CODE_INT) ||
+                        ((part == ABSMAX || part == NESTED) && q->type != CODE_NF4);
         if (!t && optional) continue;
         if (!t || t->dtype != expected.dtype || t->rank != expected.rank || t->shape[0] != expected.shape[0] ||
             (t->rank == 2 && t->shape[1] != expected.shape[1]))

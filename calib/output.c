@@ -252,7 +252,9 @@ static ql_status put_module(output *out, const plan_item *item, const qmodule *q
                        q->name ? q->name : "none");
     if (!out->scheme) return put_dense(out, q);
     layout_tensors tensors;
-    QL_TRY(layout_encode(out->scheme, q, out->scratch, &tensors));
+    layout_scheme scheme = *out->scheme;
+    scheme.dtype = out->dtype;
+    QL_TRY(layout_encode(&scheme, q, out->scratch, &tensors));
     for (int t = 0; t < tensors.count; t++) {
         if (tensors.tensor[t].size != item[t].tensor.size)
             return ql_fail(QL_INTERNAL, "%s: %llu bytes, planned were %llu", tensors.tensor[t].name,

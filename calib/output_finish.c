@@ -119,7 +119,11 @@ static ql_status config_texts(output *out, char **config, char **quantize_config
     json_t *quantization = NULL;
     *quantize_config = NULL;
     QL_TRY(load_source(out, "config.json", &source, &size));
-    if (out->scheme) QL_TRY(layout_config(out->scheme, &quantization));
+    if (out->scheme) {
+        layout_scheme scheme = *out->scheme;
+        scheme.dtype = out->dtype;
+        QL_TRY(layout_config(&scheme, &quantization));
+    }
     ql_status status = output_config_text(source, quantization, out->dtype, out->scratch, config);
     if (status == QL_OK && quantization && out->scheme->layout == LAYOUT_GPTQ)
         status = output_json_text(quantization, 0, out->scratch, quantize_config);

@@ -101,16 +101,18 @@ static size_t module_length(const char *name) {
     return dot ? (size_t)(dot - name) : strlen(name);
 }
 
-static bool same_module(const char *a, const char *b) {
-    size_t length = module_length(a);
-    return length == module_length(b) && strncmp(a, b, length) == 0;
+/* Parts of one quantized module, or a weight and its bias. */
+static bool same_module(const plan_item *a, const plan_item *b) {
+    size_t length = module_length(a->tensor.name);
+    if (a->layer >= 0 || b->layer >= 0) return a->layer == b->layer && a->linear == b->linear;
+    return length == module_length(b->tensor.name) && strncmp(a->tensor.name, b->tensor.name, length) == 0;
 }
 
 static void assign_shards(output_plan *plan, uint64_t shard_size) {
     uint64_t used = 0, start = 256; /* of the file without tensors: length, metadata, padding */
     for (int64_t i = 0, end; i < plan->count; i = end) {
         uint64_t bytes = 0;
-        for (end = i; end < plan->count && same_module(plan->items[i].tensor.name, plan->items[end].tensor.name); end++)
+        for (end = i; end < plan->count && same_module(&plan->items[i], &plan->items[end]); end++)
             bytes += plan->items[end].tensor.size + strlen(plan->items[end].tensor.name) + HEADER_ENTRY;
         if (used > 0 && start + used + bytes > shard_size) plan->shards++, used = 0;
         used += bytes;
@@ -119,7 +121,7 @@ static void assign_shards(output_plan *plan, uint64_t shard_size) {
     plan->shards++;
 }
 
-/* Items of a shard in place: those of whole words first, both parts in their old order. */
+/* Items of a shard in place: those of whole words first, both parts in their old order.  A module has whole words in all. */
 static ql_status move_odd_last(output_plan *plan, ql_arena *arena) {
     plan_item *old;
     QL_TRY(ql_take(arena, (size_t)plan->count, sizeof *old, &old));
@@ -129,7 +131,7 @@ static ql_status move_odd_last(output_plan *plan, ql_arena *arena) {
         for (end = first; end < plan->count && old[end].shard == old[first].shard;) end++;
         for (int odd = 0; odd < 2; odd++)
             for (int64_t i = first; i < end; i++)
-                if ((old[i].tensor.size % 4 != 0) == odd) plan->items[to++] = old[i];
+                if ((old[i].layer < 0 && old[i].tensor.size % 4 != 0) == odd) plan->items[to++] = old[i];
     }
     return QL_OK;
 }

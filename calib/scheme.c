@@ -1,13 +1,10 @@
 #include "calib/scheme.h"
 
 const char *const output_format_names[] = {
-    [OUTPUT_GPTQ] = "gptq",
-    [OUTPUT_GPTQ_V2] = "gptq_v2",
-    [OUTPUT_AWQ] = "awq",
-    [OUTPUT_COMPRESSED] = "compressed-tensors",
-    [OUTPUT_FP8] = "fp8",
-    [OUTPUT_DENSE] = "dense",
-    NULL,
+    [OUTPUT_GPTQ] = "gptq",   [OUTPUT_GPTQ_V2] = "gptq_v2",
+    [OUTPUT_AWQ] = "awq",     [OUTPUT_COMPRESSED] = "compressed-tensors",
+    [OUTPUT_FP8] = "fp8",     [OUTPUT_BITSANDBYTES] = "bitsandbytes",
+    [OUTPUT_DENSE] = "dense", NULL,
 };
 
 layout_id output_layout(output_format format) {
@@ -15,6 +12,7 @@ layout_id output_layout(output_format format) {
     case OUTPUT_AWQ: return LAYOUT_AWQ;
     case OUTPUT_COMPRESSED: return LAYOUT_COMPRESSED;
     case OUTPUT_FP8: return LAYOUT_FP8;
+    case OUTPUT_BITSANDBYTES: return LAYOUT_BITSANDBYTES;
     default: return LAYOUT_GPTQ;
     }
 }

@@ -10,6 +10,7 @@ typedef enum output_format {
     OUTPUT_AWQ,
     OUTPUT_COMPRESSED,
     OUTPUT_FP8,
+    OUTPUT_BITSANDBYTES,
     OUTPUT_DENSE
 } output_format;
 extern const char *const output_format_names[]; /* "gptq", "gptq_v2", ...; ends with NULL */

@@ -1,4 +1,4 @@
-/* Rounding without a grid search: E4M3 with a scale per tensor, row or block of 128 x 128, and integers with one scale per tensor. */
+/* Rounding without a grid search: E4M3 with a scale per tensor, row or block of 128 x 128, integers with one scale per tensor, NF4. */
 #include <math.h>
 #include <string.h>
 
@@ -60,8 +60,35 @@ static ql_status take_scales(const linear_job *job, const ql_values *values, qmo
     return QL_OK;
 }
 
-ql_status linear_round_values(const linear_job *job, ql_mat w, qmodule *out, linear_record *record) {
+/* E4M3, or integers with one scale. */
+static ql_status round_bytes(const linear_job *job, ql_mat w, ql_mat rounded, qmodule *out) {
     ql_values values;
+    QL_TRY(make_values(job, w, &values));
+    QL_TRY(round_weights(job, w, &values));
+    QL_TRY(ql_dequantize_values(job->ctx, &values, rounded));
+    QL_TRY(take_codes(job, &values, out));
+    return take_scales(job, &values, out);
+}
+
+/* The maxima of blocks are rounded too: what the next layer sees is what the file holds. */
+static ql_status round_nf4(const linear_job *job, ql_mat w, ql_mat rounded, qmodule *out) {
+    ql_mat codes, absmax, words;
+    size_t stream = (size_t)(out->n * ql_packed_words(out->k, 4));
+    QL_TRY(ql_arena_mat(job->device, QL_U8, w.rows, w.cols, &codes));
+    QL_TRY(ql_arena_mat(job->device, QL_F32, 1, qmodule_scales(out), &absmax));
+    QL_TRY(ql_arena_mat(job->device, QL_I32, w.rows, ql_packed_words(w.cols, 4), &words));
+    QL_TRY(ql_take(job->host, stream, sizeof *out->codes, &out->codes));
+    QL_TRY(ql_take(job->host, (size_t)absmax.cols, sizeof *out->scale, &out->scale));
+    QL_TRY(ql_nf4_quantize(job->ctx, w, absmax, codes));
+    QL_TRY(ql_pack(job->ctx, codes, 4, words));
+    QL_TRY(ql_download(job->ctx, out->codes, words.data, stream * sizeof *out->codes));
+    QL_TRY(ql_download(job->ctx, out->scale, absmax.data, ql_mat_bytes(absmax)));
+    QL_TRY(qmodule_nest(out, job->host));
+    QL_TRY(ql_upload(job->ctx, absmax.data, out->scale, ql_mat_bytes(absmax)));
+    return ql_nf4_dequantize(job->ctx, codes, absmax, rounded);
+}
+
+ql_status linear_round_values(const linear_job *job, ql_mat w, qmodule *out, linear_record *record) {
     ql_mat rounded;
     *out = (qmodule){.name = job->name,
                      .n = w.rows,
@@ -71,16 +98,12 @@ ql_status linear_round_values(const linear_job *job, ql_mat w, qmodule *out, lin
                      .group = job->rule.group < 0 ? w.cols : job->rule.group};
     record->method = method_names[METHOD_RTN];
     phases_enter(job->phases, PHASE_GRID, 0);
-    QL_TRY(make_values(job, w, &values));
-    QL_TRY(round_weights(job, w, &values));
-    phases_enter(job->phases, PHASE_LOSS, 0);
     QL_TRY(ql_arena_mat(job->device, QL_F32, w.rows, w.cols, &rounded));
-    QL_TRY(ql_dequantize_values(job->ctx, &values, rounded));
+    if (out->type == CODE_NF4) QL_TRY(round_nf4(job, w, rounded, out));
+    else QL_TRY(round_bytes(job, w, rounded, out));
+    phases_enter(job->phases, PHASE_LOSS, 0);
     QL_TRY(ql_loss(job->ctx, w, rounded, ql_no_mat(), &record->loss, &record->norm));
     record->rtn_loss = record->loss;
-    phases_enter(job->phases, PHASE_PACK, 0);
-    QL_TRY(take_codes(job, &values, out));
-    QL_TRY(take_scales(job, &values, out));
     phases_enter(job->phases, PHASE_OTHER, 0);
     return QL_OK;
 }

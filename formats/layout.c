@@ -7,6 +7,7 @@
 #include "formats/layout_parts.h"
 
 #include "host/mat.h"
+#include "host/nf4.h"
 #include "host/num.h"
 
 void qmodule_dequantize(const qmodule *q, float *w) {
@@ -18,6 +19,10 @@ void qmodule_dequantize(const qmodule *q, float *w) {
             int64_t word = k * q->bits / 32, g = n * groups + (q->g_idx ? q->g_idx[k] : k / q->group);
             uint64_t pair = row[word] | (word + 1 < words ? (uint64_t)row[word + 1] << 32 : 0);
             int code = (int)(pair >> (k * q->bits % 32) & mask);
+            if (q->type == CODE_NF4) {
+                w[n * q->k + k] = ql_nf4_value(code) * q->scale[(n * q->k + k) / QL_NF4_BLOCK];
+                continue;
+            }
             w[n * q->k + k] = q->type == CODE_E4M3 ? q->scale[g] * ql_e4m3_to_f32((uint8_t)code)
                                                    : ql_decode(code, q->scale[g], q->zero[g]);
         }
@@ -31,6 +36,7 @@ static const layout *const layouts[LAYOUTS] = {
     [LAYOUT_AWQ] = &layout_awq,
     [LAYOUT_COMPRESSED] = &layout_compressed,
     [LAYOUT_FP8] = &layout_fp8,
+    [LAYOUT_BITSANDBYTES] = &layout_bitsandbytes,
 };
 
 const char *layout_name(layout_id id) { return layouts[id]->name; }

@@ -21,7 +21,17 @@ typedef struct qmodule {
     uint8_t *zero;   /* CODE_INT: [n][G] */
     int32_t *g_idx;  /* [k], NULL: k / group */
     float *input_scale; /* [1], of static activations; NULL: there is none */
+    uint8_t *absmax;    /* CODE_NF4: the scales as they are stored, one byte each (qmodule_nest) */
+    float *nested;      /* CODE_NF4: [ceil(scales/256)] scales of those, and last their offset */
 } qmodule;
+
+/* Number of scales: NF4 blocks run over the ends of rows. */
+static inline int64_t qmodule_scales(const qmodule *q) {
+    return q->type == CODE_NF4 ? (q->n * q->k + 63) / 64 : q->n * ((q->k + q->group - 1) / q->group);
+}
+
+/* CODE_NF4: rounds the scales to what the file holds, and fills absmax and nested. */
+ql_status qmodule_nest(qmodule *q, ql_arena *arena);
 
 /* w[n * k + i] = scale * (code - zero), or scale * value of the code.   w [n][k] F32, the values that every loader decodes to. */
 void qmodule_dequantize(const qmodule *q, float *w);
@@ -43,7 +53,14 @@ typedef enum activation_mode {
     ACTIVATION_MODES
 } activation_mode;
 
-typedef enum layout_id { LAYOUT_GPTQ, LAYOUT_AWQ, LAYOUT_COMPRESSED, LAYOUT_FP8, LAYOUTS } layout_id;
+typedef enum layout_id {
+    LAYOUT_GPTQ,
+    LAYOUT_AWQ,
+    LAYOUT_COMPRESSED,
+    LAYOUT_FP8,
+    LAYOUT_BITSANDBYTES,
+    LAYOUTS
+} layout_id;
 
 /* What the whole checkpoint says about itself. */
 typedef struct layout_scheme {
@@ -52,7 +69,8 @@ typedef struct layout_scheme {
     int bits;
     int64_t group; /* GROUP_ROW, GROUP_TENSOR, or inputs per group; CODE_E4M3: 128 are blocks of 128 x 128 */
     activation_mode activations;
-    bool bytes; /* compressed-tensors: a code is a byte, not a part of a packed word */
+    ql_dtype dtype; /* of what is not quantized: bitsandbytes repeats it; QL_BF16 or anything else for F16 */
+    bool bytes;     /* compressed-tensors: a code is a byte, not a part of a packed word */
     bool symmetric, desc_act, static_groups, true_sequential;
     int version; /* GPTQ: 1 or 2 */
     double damp;

@@ -19,7 +19,7 @@ typedef struct layout {
     ql_status (*decode)(const checkpoint *ck, const layout_scheme *scheme, ql_arena *arena, qmodule *q);
 } layout;
 
-extern const layout layout_gptq, layout_awq, layout_compressed, layout_fp8;
+extern const layout layout_gptq, layout_awq, layout_compressed, layout_fp8, layout_bitsandbytes;
 
 /* Field i of a little-endian stream of b-bit fields in 32-bit words; putting expects zeros there. */
 void layout_put_field(uint32_t *stream, int64_t i, int bits, uint32_t value);

@@ -6,6 +6,7 @@
 #include "host/check.h"
 #include "host/grid.h"
 #include "host/mat.h"
+#include "host/nf4.h"
 #include "host/status.h"
 #include "host/values.h"
 
@@ -280,6 +281,23 @@ ql_status ql_quantize_static(ql_ctx *ctx, ql_mat x, const ql_values *values) {
 ql_status ql_dequantize_values(ql_ctx *ctx, const ql_values *values, ql_mat x) {
     QL_TRY(check_values("dequantize_values: x", x, values));
     return x.rows && x.cols ? ctx->ops->dequantize_values(ctx, values, x) : QL_OK;
+}
+
+static ql_status check_nf4(const char *name, ql_mat w, ql_mat absmax, ql_mat codes) {
+    if (check_mat("w", w, QL_F32, ANY, ANY) || check_mat("codes", codes, QL_U8, w.rows, w.cols) ||
+        check_mat("absmax", absmax, QL_F32, 1, ql_ceil_div(w.rows * w.cols, QL_NF4_BLOCK)))
+        return ql_context(QL_INVALID, "%s", name);
+    return QL_OK;
+}
+
+ql_status ql_nf4_quantize(ql_ctx *ctx, ql_mat w, ql_mat absmax, ql_mat codes) {
+    QL_TRY(check_nf4("nf4_quantize", w, absmax, codes));
+    return w.rows && w.cols ? ctx->ops->nf4_quantize(ctx, w, absmax, codes) : QL_OK;
+}
+
+ql_status ql_nf4_dequantize(ql_ctx *ctx, ql_mat codes, ql_mat absmax, ql_mat w) {
+    QL_TRY(check_nf4("nf4_dequantize", w, absmax, codes));
+    return w.rows && w.cols ? ctx->ops->nf4_dequantize(ctx, codes, absmax, w) : QL_OK;
 }
 
 /* Blocks [n][...] of a weight w [n][k]. */

@@ -35,6 +35,8 @@ struct ql_choices;
     X(dequantize_values, (ql_ctx * ctx, const ql_values *values, ql_mat x))                                            \
     X(encode_blocks, (ql_ctx * ctx, ql_mat w, ql_mat importance, ql_block_type type, ql_mat blocks))                   \
     X(decode_blocks, (ql_ctx * ctx, ql_mat blocks, ql_block_type type, ql_mat w))                                      \
+    X(nf4_quantize, (ql_ctx * ctx, ql_mat w, ql_mat absmax, ql_mat codes))                                             \
+    X(nf4_dequantize, (ql_ctx * ctx, ql_mat codes, ql_mat absmax, ql_mat w))                                           \
     X(pack, (ql_ctx * ctx, ql_mat codes, int bits, ql_mat words))                                                      \
     X(unpack, (ql_ctx * ctx, ql_mat words, int bits, ql_mat codes))                                                    \
     X(grid_search, (ql_ctx * ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid))               \

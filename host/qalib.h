@@ -260,6 +260,12 @@ QL_API ql_status ql_quantize_static(ql_ctx *ctx, ql_mat x, const ql_values *valu
 /* x = scale * (code - zero), rounded once.   x [rows][cols] F32, F16 or BF16. */
 QL_API ql_status ql_dequantize_values(ql_ctx *ctx, const ql_values *values, ql_mat x);
 
+/* NF4 (host/nf4.h): blocks of 64 weights, row by row and across the ends of rows, the last one may be shorter; the value of a code
+ * times the largest magnitude of its block.  Blocks of zeros get the code of 0.
+ * w [n][k] F32, finite; absmax [1][ceil(n * k / 64)] F32; codes [n][k] U8, one per byte. */
+QL_API ql_status ql_nf4_quantize(ql_ctx *ctx, ql_mat w, ql_mat absmax, ql_mat codes);
+QL_API ql_status ql_nf4_dequantize(ql_ctx *ctx, ql_mat codes, ql_mat absmax, ql_mat w);
+
 /* The block formats of GGUF, bytes as ggml defines them (host/kquant.h has the layouts): name, text, number in files, weights per
  * block, bytes per block. */
 #define QL_BLOCK_TYPES(X)                                                                                              \

@@ -242,7 +242,7 @@ static const cli_option options[] = {
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
     {"stats", 0, "DIR", false, "statistics come from a store (qalib calibrate): no rows, no forward pass"},
     {"statistics", 0, "MODE", false, "propagated (default) or fp, as in quantize"},
-    {"format", 'f', "NAME", false, "gptq (default), gptq_v2, awq, compressed-tensors, fp8 or dense"},
+    {"format", 'f', "NAME", false, "gptq (default), gptq_v2, awq, compressed-tensors, fp8, bitsandbytes or dense"},
     {"shard-size", 0, "BYTES", false, "largest file of the output (default: 5GB)"},
     {"samples", 'n', "N", false, "without rows: how many there will be (default: 128)"},
     {"seqlen", 'l', "N", false, "without rows: tokens of each (default: 2048, or what the model allows)"},

@@ -182,7 +182,7 @@ static const cli_option options[] = {
     {"work", 'w', "DIR", false, "committed layers and journal (default: OUTPUT.work)"},
     {"resume", 0, NULL, false, "go on where an interrupted job stopped; content with a finished one"},
     {"format", 'f', "NAME", false,
-     "gptq (default), gptq_v2, awq, compressed-tensors, fp8, or dense: a plain 16-bit checkpoint"},
+     "gptq (default), gptq_v2, awq, compressed-tensors, fp8, bitsandbytes, or dense: a plain 16-bit checkpoint"},
     {"shard-size", 0, "BYTES", false, "largest file, for instance 500MB (default: 5GB)"},
     {NULL, 0, NULL, false, NULL},
 };
