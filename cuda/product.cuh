@@ -6,11 +6,14 @@
 #include "host/product.h"
 
 extern "C" {
-enum { QL_FP8_KERNELS = 13, QL_INT8_KERNELS = 6 };
+enum { QL_FP8_KERNELS = 13, QL_INT8_KERNELS = 6, QL_W3A16_KERNELS = 2, QL_W4A16_KERNELS = 5, QL_W4A8_KERNELS = 3 };
 extern const ql_kernel ql_fp8_kernels[QL_FP8_KERNELS];
 extern const ql_kernel ql_int8_kernels[QL_INT8_KERNELS];
-extern const ql_kernel ql_product_dense; /* through cuBLASLt */
-extern const ql_kernel ql_product_any;   /* every product, on every GPU, slowly */
+extern const ql_kernel ql_w3a16_kernels[QL_W3A16_KERNELS]; /* codes of 2, 3 or 8 bits times halves */
+extern const ql_kernel ql_w4a16_kernels[QL_W4A16_KERNELS]; /* codes of 4 bits times halves or E4M3 */
+extern const ql_kernel ql_w4a8_kernels[QL_W4A8_KERNELS];   /* codes of 4 bits times I8 */
+extern const ql_kernel ql_product_dense;                   /* through cuBLASLt */
+extern const ql_kernel ql_product_any;                     /* every product, on every GPU, slowly */
 }
 
 /* An address within a packed weight. */

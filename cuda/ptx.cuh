@@ -17,10 +17,16 @@ PTX uint32_t ptx_shared(const void *pointer) { return (uint32_t)__cvta_generic_t
 
 /* ---- copies from global to shared memory, sm_80 ---------------------------------------------------------------------------- */
 
-/* A cache policy: read once, so others may stay in L2. */
+/* Cache policies: read once, so others may stay in L2; and none in particular. */
 PTX uint64_t ptx_evict_first() {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+    return policy;
+}
+
+PTX uint64_t ptx_evict_normal() {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0;" : "=l"(policy));
     return policy;
 }
 

@@ -18,6 +18,7 @@ PTX uint32_t ptx_shared(const void *pointer) { return (uint32_t)((const unsigned
 /* ---- copies from global to shared memory, sm_80 ---------------------------------------------------------------------------- */
 
 PTX uint64_t ptx_evict_first() { return 0; }
+PTX uint64_t ptx_evict_normal() { return 0; }
 
 PTX void ptx_copy(void *to, const void *from, int bytes, uint64_t = 0) { emulated_copy(to, from, bytes); }
 PTX void ptx_commit_copies() { emulated_commit_copies(); }

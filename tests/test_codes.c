@@ -1,0 +1,198 @@
+/* Packed codes on tensor cores: every shape of the kernel, its tails and its split of the work, against double precision. */
+#include "tests/product.h"
+
+#include <math.h>
+
+#include "tests/ref.h"
+
+static ql_product w4a8(int64_t n, int64_t k, int64_t group) {
+    ql_product p = w4a16(n, k, group);
+    p.x = QL_I8, p.x_scale = QL_SCALE_ROW;
+    if (group == 0) p.w_scale = QL_SCALE_ROW;
+    return p;
+}
+
+/* ---- which kernel --------------------------------------------------------------------------------------------------------- */
+
+static void assert_kernel(backend *b, ql_product p, int64_t m, const char *name) {
+    ql_plan *plan = make_plan(b->ctx, &p);
+    assert_string_equal(ql_plan_describe(plan, m), name);
+    ql_plan_free(plan);
+}
+
+/* The smallest shape that takes all tokens at once; one kernel for every batch where bits must not depend on it. */
+static void kernels_by_tokens(void **state) {
+    backend *b = *state;
+    if (is_cpu(b)) {
+        print_message("skip: the CPU has one kernel\n");
+        skip();
+    }
+    ql_product p = w4a16(64, 64, 64), wide = p, bytes = w4a8(64, 64, 64);
+    wide.bits = 3;
+    assert_kernel(b, p, 1, "w4a16.8");
+    assert_kernel(b, p, 9, "w4a16.16");
+    assert_kernel(b, p, 17, "w4a16.32");
+    assert_kernel(b, p, 64, "w4a16.64");
+    assert_kernel(b, p, 65, "w4a16.128");
+    assert_kernel(b, wide, 16, "w3a16.16");
+    assert_kernel(b, wide, 17, "w3a16.128");
+    assert_kernel(b, bytes, 1, "w4a8.16");
+    assert_kernel(b, bytes, 64, "w4a8.64");
+    assert_kernel(b, bytes, 300, "w4a8.128");
+    p.x = QL_F8_E4M3, p.x_scale = QL_SCALE_ROW;
+    assert_kernel(b, p, 8, "w4a16.8");
+    p = w4a16(64, 64, 64), p.repeat = QL_ANY_BATCH;
+    assert_kernel(b, p, 1, "w4a16.128");
+}
+
+/* ---- shapes ------------------------------------------------------------------------------------------------------------------ */
+
+static const int64_t token_counts[] = {1, 2, 7, 16, 17, 33, 65, 130};
+enum { TOKEN_COUNTS = 8 };
+
+/* n of no multiple of 64, k % 128 = 64, every group; types, zero points, order and bias in turn. */
+static void tokens_and_groups(void **state) {
+    const int64_t groups[] = {32, 64, 128, 320};
+    const ql_dtype results[] = {QL_F32, QL_F16, QL_BF16};
+    for (int i = 0; i < 4 * TOKEN_COUNTS; i++) {
+        ql_product p = w4a16(200, 320, groups[i / TOKEN_COUNTS]);
+        p.x = i % 2 ? QL_F16 : QL_BF16, p.y = results[i % 3], p.scale = i % 5 ? QL_BF16 : QL_F16;
+        p.zero_points = i % 4 < 2, p.ordered = i % 7 == 3, p.bias = i % 3 == 1;
+        check_product(*state, p, token_counts[i % TOKEN_COUNTS]);
+    }
+}
+
+static void other_widths(void **state) {
+    const int widths[] = {2, 3, 8};
+    for (int i = 0; i < 12; i++) {
+        ql_product p = w4a16(130, 320, i % 2 ? 32 : 128);
+        p.bits = widths[i % 3], p.x = i / 3 % 2 ? QL_F16 : QL_BF16, p.zero_points = i / 6;
+        check_product(*state, p, i % 4 < 2 ? 5 : 20);
+    }
+}
+
+/* The last half tile, tile and step; with one group over all of k, which may be shorter than a step. */
+static void every_tail_of_k(void **state) {
+    const int64_t k[] = {32, 64, 96, 128, 160, 192, 224, 256, 288, 352};
+    for (int i = 0; i < 20; i++) {
+        ql_product p = w4a16(65, k[i / 2], i % 2 ? k[i / 2] : 32);
+        p.zero_points = 1;
+        check_product(*state, p, token_counts[(i + i / 8) % TOKEN_COUNTS]);
+    }
+}
+
+/* More groups than a group has inputs (k > group^2), and steps whose groups are not the first ones. */
+static void more_groups_than_inputs_per_group(void **state) {
+    for (int i = 0; i < 4; i++) check_product(*state, w4a16(64, 1088, 32), token_counts[2 * i + 1]);
+}
+
+/* One tile that all blocks share, and many tiles that none does. */
+static void deep_and_wide(void **state) {
+    for (int i = 0; i < 4; i++) {
+        check_product(*state, w4a16(16, 2304, 128), token_counts[2 * i]);
+        check_product(*state, w4a16(705, 64, 64), token_counts[2 * i]);
+    }
+}
+
+/* A thousandth of the inputs is a hundred times larger. */
+static void outlying_inputs(void **state) {
+    backend *b = *state;
+    for (int i = 0; i < 3; i++) {
+        ql_product p = w4a16(96, 1024, 128);
+        p.x = i ? QL_F16 : QL_BF16;
+        operands o = make_operands(b, p, token_counts[2 * i + 1]);
+        for (int64_t r = 0; r < o.m; r++) {
+            ref_put(o.x, r, 511, 100 * ref_at(o.x, r, 511));
+            ref_put(o.exact_x, r, 511, ref_at(o.x, r, 511)); /* rounded to its type once more */
+        }
+        assert_close(run_product(b, &o), truth_of(b, &o), bound_of(&p));
+    }
+}
+
+/* ---- integers ----------------------------------------------------------------------------------------------------------------- */
+
+static void bytes_and_groups(void **state) {
+    const int64_t groups[] = {32, 64, 128, 320};
+    for (int i = 0; i < 2 * TOKEN_COUNTS; i++) {
+        ql_product p = w4a8(200, 320, groups[i % 4]);
+        p.zero_points = i / 4 % 2, p.ordered = i % 5 == 2, p.bias = i % 3 == 1;
+        check_product(*state, p, token_counts[(i + i / 4) % TOKEN_COUNTS]);
+    }
+}
+
+/* With a scale per output the sums are exact: FP32 results are two products from the truth, each 2^-24, the bias a third. */
+static void bytes_sum_exactly(void **state) {
+    backend *b = *state;
+    for (int i = 0; i < TOKEN_COUNTS; i++) {
+        ql_product p = w4a8(130, 1088, 0);
+        p.zero_points = i % 2;
+        operands o = make_operands(b, p, token_counts[i]);
+        ql_mat y = run_product(b, &o), truth = truth_of(b, &o);
+        for (int64_t r = 0; r < o.m; r++)
+            for (int64_t c = 0; c < p.n; c++)
+                assert_true(fabs(ref_at(y, r, c) - ref_at(truth, r, c)) <= 3 * 0x1p-24 * fabs(ref_at(truth, r, c)));
+    }
+}
+
+static void f8_inputs(void **state) {
+    for (int i = 0; i < TOKEN_COUNTS; i++) {
+        ql_product p = w4a16(100, 352, i % 2 ? 32 : 128);
+        p.x = QL_F8_E4M3, p.x_scale = QL_SCALE_ROW, p.zero_points = i / 2 % 2, p.ordered = i == 3;
+        if (i >= 4) p.w_scale = QL_SCALE_ROW;
+        check_product(*state, p, token_counts[i]);
+    }
+}
+
+/* ---- the same bits ------------------------------------------------------------------------------------------------------------- */
+
+/* Runs the product once more, with fresh poison. */
+static void assert_again(backend *b, const operands *o, const void *packed, ql_mat first) {
+    ql_plan *plan = make_plan(b->ctx, &o->p);
+    ql_arguments a = arguments_of(b, o, packed);
+    execute_product(b, b->ctx, plan, &a);
+    assert_same_bits(result_of(b, a.y), first);
+    ql_plan_free(plan);
+}
+
+static void assert_repeats(backend *b, ql_product p, int64_t m) {
+    operands o = make_operands(b, p, m);
+    ql_plan *plan = make_plan(b->ctx, &p);
+    void *packed = pack_operands(b, plan, &o);
+    ql_arguments a = arguments_of(b, &o, packed);
+    execute_product(b, b->ctx, plan, &a);
+    ql_mat first = result_of(b, a.y);
+    ql_plan_free(plan);
+    for (int i = 1; i < 20; i++) assert_again(b, &o, packed, first);
+    /* Of the emulated GPU: the last block first, and the way of copying of another architecture. */
+    setenv("QALIB_EMULATED_BLOCKS", "reversed", 1);
+    assert_again(b, &o, packed, first);
+    unsetenv("QALIB_EMULATED_BLOCKS");
+    setenv("QALIB_EMULATED_ARCH", "90", 1);
+    assert_again(b, &o, packed, first);
+    unsetenv("QALIB_EMULATED_ARCH");
+}
+
+static void twenty_repeats_in_any_order(void **state) {
+    for (int i = 0; i < TOKEN_COUNTS; i++) {
+        ql_product p = i % 2 ? w4a8(72, 608, 32) : w4a16(72, 608, 32);
+        p.zero_points = p.ordered = i / 2 % 2;
+        assert_repeats(*state, p, token_counts[i]);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(kernels_by_tokens),
+        cmocka_unit_test(tokens_and_groups),
+        cmocka_unit_test(other_widths),
+        cmocka_unit_test(every_tail_of_k),
+        cmocka_unit_test(more_groups_than_inputs_per_group),
+        cmocka_unit_test(deep_and_wide),
+        cmocka_unit_test(outlying_inputs),
+        cmocka_unit_test(bytes_and_groups),
+        cmocka_unit_test(bytes_sum_exactly),
+        cmocka_unit_test(f8_inputs),
+        cmocka_unit_test(twenty_repeats_in_any_order),
+    };
+    return run_on_backends(tests);
+}
