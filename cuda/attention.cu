@@ -3,9 +3,10 @@
  * One warp per query row and head; over a cache, where queries are few and keys are many, one block, whose warps take every eighth
  * key each and put their parts together in shared memory.  A lane owns d/32 components of the query and of the output and walks the keys that the query
  * may see, oldest first, with the online softmax: `top` is the largest score so far, `total` and the output are relative to it.
- * Keys and values are read once per query, from L2 mostly; tiles of queries would share them, and tensor cores would do the
- * products: the kernel suite's work.  Scores are FP32, their order is fixed.   Limit: d <= 256.   Twin: host/cpu/attention.c. */
-#include "cuda/device.cuh"
+ * Keys and values are read once per query, from L2 mostly.  Scores are FP32, their order is fixed.   Limit: d <= 256.
+ * BF16 goes to the tensor cores (cuda/flash.cu), where tiles of queries share them; what cannot be copied 16 bytes at a time is
+ * widened and comes back here.   Twin: host/cpu/attention.c. */
+#include "cuda/attention.cuh"
 
 enum { WARPS = 8, MAX_D = WARPS * WARP, PER_LANE = MAX_D / WARP };
 
@@ -64,11 +65,6 @@ static __device__ __forceinline__ ql_mat head_of(ql_mat mat, int64_t head, int64
     return mat;
 }
 
-/* First key of a query whose own key is `last`. */
-static __device__ int64_t first_key(int64_t sequence, int64_t last, int64_t window) {
-    return window && sequence < last - window + 1 ? last - window + 1 : sequence;
-}
-
 static __global__ void attention_kernel(ql_mat q, ql_mat k, ql_mat v, ql_attention_shape shape, const int64_t *start,
                                         int64_t n_seq, ql_mat out) {
     int64_t task = (int64_t)blockIdx.x * WARPS + threadIdx.x / WARP;
@@ -113,17 +109,49 @@ static ql_status check_head(int64_t d) {
                    MAX_D);
 }
 
+static ql_status attend(ql_ctx *ctx, ql_cuda *gpu, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
+                        const int64_t *start, int64_t n_seq, int64_t *starts, ql_mat out) {
+    QL_TRY(ql_cuda_upload(ctx, starts, start, (size_t)(n_seq + 1) * sizeof *starts));
+    LAUNCH(gpu, attention_kernel, ql_ceil_div(q.rows * shape->heads, WARPS), WARPS * WARP, q, k, v, *shape, starts,
+           n_seq, out);
+    return QL_OK;
+}
+
+static ql_mat single(ql_mat mat, char *scratch, size_t at) {
+    return ql_mat_of(scratch + at, QL_F32, mat.rows, mat.cols);
+}
+
+/* Halves that tensor cores cannot take. */
+static ql_status attend_widened(ql_ctx *ctx, ql_cuda *gpu, ql_mat q, ql_mat k, ql_mat v,
+                                const ql_attention_shape *shape, const int64_t *start, int64_t n_seq, ql_mat out) {
+    char *scratch;
+    size_t bytes = 0, wide = (size_t)(q.rows * q.cols) * sizeof(float),
+           narrow = (size_t)(k.rows * k.cols) * sizeof(float);
+    size_t starts_at = ql_cuda_piece(&bytes, (size_t)(n_seq + 1) * sizeof(int64_t));
+    size_t q_at = ql_cuda_piece(&bytes, wide), out_at = ql_cuda_piece(&bytes, wide);
+    size_t k_at = ql_cuda_piece(&bytes, narrow), v_at = ql_cuda_piece(&bytes, narrow);
+    QL_TRY(ql_cuda_scratch(gpu, bytes, (void **)&scratch));
+    QL_TRY(ql_cuda_convert(ctx, q, single(q, scratch, q_at)));
+    QL_TRY(ql_cuda_convert(ctx, k, single(k, scratch, k_at)));
+    QL_TRY(ql_cuda_convert(ctx, v, single(v, scratch, v_at)));
+    QL_TRY(attend(ctx, gpu, single(q, scratch, q_at), single(k, scratch, k_at), single(v, scratch, v_at), shape, start,
+                  n_seq, (int64_t *)(scratch + starts_at), single(out, scratch, out_at)));
+    return ql_cuda_convert(ctx, single(out, scratch, out_at), out);
+}
+
+static bool is_aligned(ql_mat mat) { return (uintptr_t)mat.data % 16 == 0 && mat.ld % 8 == 0; }
+
 ql_status ql_cuda_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
                             const int64_t *start, int64_t n_seq, ql_mat out) {
     ql_cuda *gpu;
     int64_t *starts;
     QL_TRY(check_head(q.cols / shape->heads));
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    if (q.dtype == QL_BF16 && q.cols / shape->heads % 8 == 0 && is_aligned(q) && is_aligned(k) && is_aligned(v))
+        return ql_cuda_flash(ctx, gpu, q, k, v, shape, start, n_seq, out);
+    if (q.dtype == QL_BF16) return attend_widened(ctx, gpu, q, k, v, shape, start, n_seq, out);
     QL_TRY(ql_cuda_scratch(gpu, (size_t)(n_seq + 1) * sizeof *starts, (void **)&starts));
-    QL_TRY(ql_cuda_upload(ctx, starts, start, (size_t)(n_seq + 1) * sizeof *starts));
-    LAUNCH(gpu, attention_kernel, ql_ceil_div(q.rows * shape->heads, WARPS), WARPS * WARP, q, k, v, *shape, starts,
-           n_seq, out);
-    return QL_OK;
+    return attend(ctx, gpu, q, k, v, shape, start, n_seq, starts, out);
 }
 
 ql_status ql_cuda_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,

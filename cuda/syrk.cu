@@ -11,9 +11,10 @@
  * Registers for both sets leave room for one block per SM.   Measured: perf/results/STATUS.md.   Twin: host/cpu/hessian.c. */
 #include "cuda/device.cuh"
 #include "cuda/ptx.cuh"
+#include "host/fragment.h"
 #include "host/syrk.h"
 
-enum { TILE = QL_SYRK_TILE, DEPTH = 32, STAGES = 4, RUN = 512, THREADS = 256 };
+enum { TILE = QL_SYRK_TILE, PIECES = TILE / QL_PIECE, DEPTH = 32, STAGES = 4, RUN = 512, THREADS = 256 };
 enum { WARP_ROWS = 64, WARP_COLS = 32, LEFTS = WARP_ROWS / 16, RIGHTS = WARP_COLS / 16 };
 
 typedef struct stage {
@@ -25,11 +26,11 @@ typedef float sums[LEFTS][2 * RIGHTS][4];
 /* Tokens from `token` on, columns from `col` on; zeros outside of X. */
 static __device__ __forceinline__ void load_tokens(const ql_mat &x, int64_t token, int64_t col, uint16_t *to) {
 #pragma unroll
-    for (int i = 0; i < DEPTH * QL_SYRK_PIECES / THREADS; i++) {
-        int at = i * THREADS + threadIdx.x, t = at / QL_SYRK_PIECES, piece = at % QL_SYRK_PIECES;
-        int64_t row = token + t, first = col + piece * QL_SYRK_PIECE, left = row < x.rows ? x.cols - first : 0;
-        int bytes = left <= 0 ? 0 : left < QL_SYRK_PIECE ? 2 * (int)left : 16;
-        ptx_copy(to + ql_syrk_place(t, piece), bytes ? row_of<uint16_t>(x, row) + first : x.data, bytes);
+    for (int i = 0; i < DEPTH * PIECES / THREADS; i++) {
+        int at = i * THREADS + threadIdx.x, t = at / PIECES, piece = at % PIECES;
+        int64_t row = token + t, first = col + piece * QL_PIECE, left = row < x.rows ? x.cols - first : 0;
+        int bytes = left <= 0 ? 0 : left < QL_PIECE ? 2 * (int)left : 16;
+        ptx_copy(to + ql_place(t, piece, PIECES), bytes ? row_of<uint16_t>(x, row) + first : x.data, bytes);
     }
 }
 
@@ -41,17 +42,17 @@ static __device__ __forceinline__ void load_stage(const ql_mat &x, int64_t token
 
 static __device__ __forceinline__ void multiply(const uint16_t *left, const uint16_t *right, sums &c) {
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int left_piece = warp / 4 * (WARP_ROWS / QL_SYRK_PIECE) + ql_syrk_left_piece(lane);
-    int right_piece = warp % 4 * (WARP_COLS / QL_SYRK_PIECE) + ql_syrk_right_piece(lane);
+    int left_piece = warp / 4 * (WARP_ROWS / QL_PIECE) + ql_across_piece(lane);
+    int right_piece = warp % 4 * (WARP_COLS / QL_PIECE) + ql_down_piece(lane);
 #pragma unroll
     for (int t = 0; t < DEPTH; t += 16) {
         uint32_t a[LEFTS][4], b[RIGHTS][4];
 #pragma unroll
         for (int i = 0; i < LEFTS; i++)
-            ptx_load_transposed(a[i], left + ql_syrk_place(t + ql_syrk_left_token(lane), left_piece + 2 * i));
+            ptx_load_transposed(a[i], left + ql_place(t + ql_across_row(lane), left_piece + 2 * i, PIECES));
 #pragma unroll
         for (int j = 0; j < RIGHTS; j++)
-            ptx_load_transposed(b[j], right + ql_syrk_place(t + ql_syrk_right_token(lane), right_piece + 2 * j));
+            ptx_load_transposed(b[j], right + ql_place(t + ql_down_row(lane), right_piece + 2 * j, PIECES));
 #pragma unroll
         for (int i = 0; i < LEFTS; i++)
 #pragma unroll
@@ -81,7 +82,7 @@ static __device__ __forceinline__ void add_to(const ql_mat &h, int64_t row, int6
         for (int j = 0; j < 2 * RIGHTS; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) {
-                int64_t p = row + 16 * i + ql_syrk_row(lane, e), q = col + 8 * j + ql_syrk_col(lane, e);
+                int64_t p = row + 16 * i + ql_sum_row(lane, e), q = col + 8 * j + ql_sum_col(lane, e);
                 if (p <= q && q < h.cols) row_of<float>(h, p)[q] += total[i][j][e];
             }
 }
@@ -112,7 +113,7 @@ static __global__ void __launch_bounds__(THREADS, 1) syrk_kernel(ql_mat x, ql_ma
 }
 
 /* Copies that are 16 bytes wide need rows that begin so. */
-static bool is_aligned(ql_mat x) { return (uintptr_t)x.data % 16 == 0 && x.ld % QL_SYRK_PIECE == 0; }
+static bool is_aligned(ql_mat x) { return (uintptr_t)x.data % 16 == 0 && x.ld % QL_PIECE == 0; }
 
 static __global__ void align_kernel(ql_mat x, ql_mat to) {
     for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
@@ -122,7 +123,7 @@ static __global__ void align_kernel(ql_mat x, ql_mat to) {
 ql_status ql_cuda_syrk(ql_cuda *gpu, ql_mat x, ql_mat h) {
     if (!is_aligned(x)) {
         ql_mat aligned = x;
-        aligned.ld = (x.cols + QL_SYRK_PIECE - 1) / QL_SYRK_PIECE * QL_SYRK_PIECE;
+        aligned.ld = (x.cols + QL_PIECE - 1) / QL_PIECE * QL_PIECE;
         QL_TRY(ql_cuda_scratch(gpu, (size_t)(x.rows * aligned.ld) * sizeof(uint16_t), &aligned.data));
         LAUNCH(gpu, align_kernel, x.rows, THREADS, x, aligned);
         x = aligned;

@@ -123,9 +123,9 @@ static ql_status check_sequences(const int64_t *start, int64_t n_seq, int64_t m)
     return QL_OK;
 }
 
-/* Heads, window and widths; keys == ANY: k decides how many rows it has. */
-static ql_status check_attention(ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, int64_t keys,
-                                 ql_mat out) {
+/* Heads, window and widths, all of one type; keys == ANY: k decides how many rows it has. */
+static ql_status check_attention(ql_dtype dtype, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
+                                 int64_t keys, ql_mat out) {
     QL_TRY(check_host("attention: shape", shape));
     QL_TRY(check_positive("attention: heads", shape->heads));
     QL_TRY(check_positive("attention: kv_heads", shape->kv_heads));
@@ -134,26 +134,26 @@ static ql_status check_attention(ql_mat q, ql_mat k, ql_mat v, const ql_attentio
                        (long long)shape->kv_heads);
     if (shape->window < 0)
         return ql_fail(QL_INVALID, "attention: window %lld, expected 0 or more", (long long)shape->window);
-    QL_TRY(check_mat("attention: q", q, QL_F32, ANY, ANY));
+    QL_TRY(check_mat("attention: q", q, dtype, ANY, ANY));
     if (q.cols % shape->heads)
         return ql_fail(QL_INVALID, "attention: q has %lld columns, expected a multiple of %lld heads",
                        (long long)q.cols, (long long)shape->heads);
     int64_t d = q.cols / shape->heads;
     QL_TRY(check_positive("attention: head size", d));
-    QL_TRY(check_mat("attention: k", k, QL_F32, keys, shape->kv_heads * d));
-    QL_TRY(check_mat("attention: v", v, QL_F32, k.rows, shape->kv_heads * d));
-    return check_mat("attention: out", out, QL_F32, q.rows, q.cols);
+    QL_TRY(check_mat("attention: k", k, dtype, keys, shape->kv_heads * d));
+    QL_TRY(check_mat("attention: v", v, dtype, k.rows, shape->kv_heads * d));
+    return check_mat("attention: out", out, dtype, q.rows, q.cols);
 }
 
 ql_status ql_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, const int64_t *start,
                        int64_t n_seq, ql_mat out) {
-    QL_TRY(check_attention(q, k, v, shape, q.rows, out));
+    QL_TRY(check_attention(q.dtype == QL_BF16 ? QL_BF16 : QL_F32, q, k, v, shape, q.rows, out));
     QL_TRY(check_sequences(start, n_seq, q.rows));
     return q.rows ? ctx->ops->attention(ctx, q, k, v, shape, start, n_seq, out) : QL_OK;
 }
 
 ql_status ql_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape, ql_mat out) {
-    QL_TRY(check_attention(q, k, v, shape, ANY, out));
+    QL_TRY(check_attention(QL_F32, q, k, v, shape, ANY, out));
     if (k.rows < q.rows)
         return ql_fail(QL_INVALID, "attention: %lld queries cannot be the last of %lld keys", (long long)q.rows,
                        (long long)k.rows);

@@ -179,8 +179,9 @@ QL_API ql_status ql_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_
 QL_API ql_status ql_rope(ql_ctx *ctx, ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin);
 
 /* Causal attention within each sequence; query head h reads key/value head h / (heads / kv_heads).
- * q, out [m][heads * d], k, v [m][kv_heads * d], all F32.  Sequence s holds rows start[s] .. start[s+1]-1; start is host
- * memory with n_seq + 1 entries.  window: keys a query sees including its own, 0 = all. */
+ * q, out [m][heads * d], k, v [m][kv_heads * d], all F32 or all BF16 (on a GPU heads of at most 256 values; in BF16 tensor cores,
+ * with weights rounded to BF16).  Sequence s holds rows start[s] .. start[s+1]-1; start is host memory with n_seq + 1 entries.
+ * window: keys a query sees including its own, 0 = all. */
 typedef struct ql_attention_shape {
     int64_t heads, kv_heads, window;
     float scale; /* of q k^T, normally 1 / sqrt(d) */

@@ -54,6 +54,73 @@ static void attention_large_scores(void **state) {
     check_attention(*state, (int64_t[]){0, 100}, 1, heads(2, 2, 0, 32), 32, 100);
 }
 
+/* ---- BF16: tensor cores on the GPU ------------------------------------------------------------------------------------------ */
+
+/* The operands are what the reference sees, so what remains is the rounding of the output and, on tensor cores, of the weights: each
+ * is at most 2^-9 of every value, and with signs at random 0.6 of that in the norm.  kernels.md allows 3e-3. */
+static const double BF16_BOUND = 3e-3;
+
+static ql_mat in_bf16(backend *b, ql_mat x, double size, int64_t padding) {
+    ql_mat half = poisoned_dense(b, QL_BF16, x.rows, x.cols + padding);
+    half.cols = x.cols;
+    for (int64_t r = 0; r < x.rows; r++)
+        for (int64_t c = 0; c < x.cols; c++) ref_put(half, r, c, size * ref_at(x, r, c));
+    return half;
+}
+
+static void check_bf16(backend *b, const int64_t *start, int64_t n_seq, ql_attention_shape shape, int64_t d,
+                       double size, int64_t padding) {
+    int64_t m = start[n_seq];
+    ql_mat q = in_bf16(b, normal(b, m, shape.heads * d, 1), size, padding);
+    ql_mat k = in_bf16(b, normal(b, m, shape.kv_heads * d, 2), 1, padding);
+    ql_mat v = in_bf16(b, outliers(b, m, shape.kv_heads * d, 3), 1, padding), truth = poisoned(b, QL_F64, m, q.cols);
+    ref_attention(q, k, v, &shape, start, n_seq, truth);
+    ql_mat out = poisoned(b, QL_BF16, m, q.cols), dout = upload(b, out), again = upload(b, out);
+    ql_mat dq = upload(b, q), dk = upload(b, k), dv = upload(b, v);
+    assert_ok(ql_attention(b->ctx, dq, dk, dv, &shape, start, n_seq, dout));
+    assert_ok(ql_attention(b->other, dq, dk, dv, &shape, start, n_seq, again));
+    download(b, dout, out);
+    assert_close(out, truth, BF16_BOUND);
+    assert_same_bits_on_device(b, dout, again);
+}
+
+static void attention_bf16_heads_of_every_size(void **state) {
+    const int64_t sizes[] = {8, 40, 64, 80, 96, 128, 192, 256};
+    for (int i = 0; i < 8; i++) check_bf16(*state, (int64_t[]){0, 70}, 1, heads(2, 1, 0, sizes[i]), sizes[i], 1, 0);
+}
+
+static void attention_bf16_around_tiles(void **state) {
+    check_bf16(*state, (int64_t[]){0, 1, 64, 64, 129, 194, 300}, 6, heads(2, 2, 0, 64), 64, 1, 0);
+    for (int64_t m = 63; m <= 65; m++) check_bf16(*state, (int64_t[]){0, m}, 1, heads(1, 1, 0, 64), 64, 1, 0);
+    check_bf16(*state, (int64_t[]){0, 256}, 1, heads(6, 2, 0, 64), 64, 1, 8);
+}
+
+static void attention_bf16_windows(void **state) {
+    const int64_t windows[] = {1, 2, 63, 64, 65, 149, 150, 1000};
+    for (int i = 0; i < 8; i++) check_bf16(*state, (int64_t[]){0, 150, 220}, 2, heads(2, 1, windows[i], 64), 64, 1, 0);
+}
+
+/* Rows that do not begin at multiples of 16 bytes, heads that are not whole pieces. */
+static void attention_bf16_of_any_alignment(void **state) {
+    check_bf16(*state, (int64_t[]){0, 40, 70}, 2, heads(4, 2, 0, 64), 64, 1, 3);
+    check_bf16(*state, (int64_t[]){0, 70}, 1, heads(2, 2, 9, 17), 17, 1, 0);
+}
+
+static void attention_bf16_large_scores(void **state) {
+    check_bf16(*state, (int64_t[]){0, 100}, 1, heads(2, 2, 0, 64), 64, 100, 0);
+}
+
+static void attention_bf16_refuses_mixtures(void **state) {
+    backend *b = *state;
+    ql_mat half = upload(b, in_bf16(b, normal(b, 4, 16, 1), 1, 0)), single = upload(b, normal(b, 4, 16, 1));
+    ql_attention_shape shape = heads(2, 2, 0, 8);
+    assert_refused(ql_attention(b->ctx, half, single, half, &shape, (int64_t[]){0, 4}, 1, half), QL_INVALID,
+                   "k: is F32, expected BF16");
+    assert_refused(ql_attention(b->ctx, half, half, half, &shape, (int64_t[]){0, 4}, 1, single), QL_INVALID,
+                   "out: is F32, expected BF16");
+    assert_refused(ql_attention_cached(b->ctx, half, half, half, &shape, half), QL_INVALID, "q: is BF16");
+}
+
 /* The last m of t rows against all t keys: as the double-precision reference says, and as whole sequences come out. */
 static void check_cached(backend *b, int64_t m, int64_t t, ql_attention_shape shape, int64_t d, double size) {
     ql_mat whole = normal(b, t, shape.heads * d, 1), k = normal(b, t, shape.kv_heads * d, 2);
@@ -137,6 +204,12 @@ int main(void) {
         cmocka_unit_test(attention_shared_key_heads),
         cmocka_unit_test(attention_windows),
         cmocka_unit_test(attention_large_scores),
+        cmocka_unit_test(attention_bf16_heads_of_every_size),
+        cmocka_unit_test(attention_bf16_around_tiles),
+        cmocka_unit_test(attention_bf16_windows),
+        cmocka_unit_test(attention_bf16_of_any_alignment),
+        cmocka_unit_test(attention_bf16_large_scores),
+        cmocka_unit_test(attention_bf16_refuses_mixtures),
         cmocka_unit_test(attention_refuses_what_does_not_fit),
         cmocka_unit_test(attention_cached_one_query),
         cmocka_unit_test(attention_cached_some_queries),

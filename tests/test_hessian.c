@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "host/fragment.h"
 #include "host/num.h"
 #include "host/syrk.h"
 #include "tests/ref.h"
@@ -139,38 +140,40 @@ static void syrk_neighbours_share_tokens(void **state) {
 }
 
 /* Every piece has one aligned place, and the eight rows of a matrix lie in different banks (16 bytes of the 128 in a wavefront). */
-static void syrk_places_are_apart(void **state) {
+static void fragment_places_are_apart(void **state) {
     (void)state;
-    uint8_t seen[32 * QL_SYRK_TILE] = {0};
-    for (int token = 0; token < 32; token++)
-        for (int piece = 0; piece < QL_SYRK_PIECES; piece++) {
-            int place = ql_syrk_place(token, piece);
-            assert_true(place >= 0 && place + QL_SYRK_PIECE <= 32 * QL_SYRK_TILE && place % QL_SYRK_PIECE == 0);
-            assert_int_equal(seen[place]++, 0);
-        }
-    for (int lane = 0; lane < 32; lane += 8)
-        for (int piece = 0; piece < QL_SYRK_PIECES - 1; piece++) {
-            unsigned left = 0, right = 0;
-            for (int l = lane; l < lane + 8; l++) {
-                left |= 1u << ql_syrk_place(ql_syrk_left_token(l), piece + ql_syrk_left_piece(l)) / 8 % 8;
-                right |= 1u << ql_syrk_place(ql_syrk_right_token(l), piece + ql_syrk_right_piece(l)) / 8 % 8;
+    for (int pieces = 8; pieces <= 32; pieces *= 2) {
+        uint8_t seen[32 * 32 * QL_PIECE] = {0};
+        for (int row = 0; row < 32; row++)
+            for (int piece = 0; piece < pieces; piece++) {
+                int place = ql_place(row, piece, pieces);
+                assert_true(place >= 0 && place < 32 * pieces * QL_PIECE && place % QL_PIECE == 0);
+                assert_int_equal(seen[place]++, 0);
             }
-            assert_int_equal(left, 0xff);
-            assert_int_equal(right, 0xff);
-        }
+        for (int lane = 0; lane < 32; lane += 8)
+            for (int piece = 0; piece < pieces - 1; piece++) {
+                unsigned across = 0, down = 0;
+                for (int l = lane; l < lane + 8; l++) {
+                    across |= 1u << ql_place(ql_across_row(l), piece + ql_across_piece(l), pieces) / QL_PIECE % 8;
+                    down |= 1u << ql_place(ql_down_row(l), piece + ql_down_piece(l), pieces) / QL_PIECE % 8;
+                }
+                assert_int_equal(across, 0xff);
+                assert_int_equal(down, 0xff);
+            }
+    }
 }
 
-/* Four matrices make 16 tokens x 16 columns, and the values of 32 lanes 16 x 8 of H. */
-static void syrk_fragments_are_whole(void **state) {
+/* Four matrices make 16 rows of two pieces, and the values of 32 lanes 16 x 8 sums. */
+static void fragments_are_whole(void **state) {
     (void)state;
-    uint8_t left[16][2] = {{0}}, right[16][2] = {{0}}, value[16][8] = {{0}};
+    uint8_t across[16][2] = {{0}}, down[16][2] = {{0}}, value[16][8] = {{0}};
     for (int lane = 0; lane < 32; lane++) {
-        left[ql_syrk_left_token(lane)][ql_syrk_left_piece(lane)]++;
-        right[ql_syrk_right_token(lane)][ql_syrk_right_piece(lane)]++;
-        for (int i = 0; i < 4; i++) value[ql_syrk_row(lane, i)][ql_syrk_col(lane, i)]++;
+        across[ql_across_row(lane)][ql_across_piece(lane)]++;
+        down[ql_down_row(lane)][ql_down_piece(lane)]++;
+        for (int i = 0; i < 4; i++) value[ql_sum_row(lane, i)][ql_sum_col(lane, i)]++;
     }
     for (int i = 0; i < 16; i++) {
-        for (int p = 0; p < 2; p++) assert_true(left[i][p] == 1 && right[i][p] == 1);
+        for (int p = 0; p < 2; p++) assert_true(across[i][p] == 1 && down[i][p] == 1);
         for (int c = 0; c < 8; c++) assert_int_equal(value[i][c], 1);
     }
 }
@@ -253,8 +256,8 @@ int main(void) {
         cmocka_unit_test(hessian_of_bf16_repeats_and_chunks),
         cmocka_unit_test(syrk_tiles_cover_the_triangle_once),
         cmocka_unit_test(syrk_neighbours_share_tokens),
-        cmocka_unit_test(syrk_places_are_apart),
-        cmocka_unit_test(syrk_fragments_are_whole),
+        cmocka_unit_test(fragment_places_are_apart),
+        cmocka_unit_test(fragments_are_whole),
         cmocka_unit_test(hessian_refuses_what_does_not_fit),
         cmocka_unit_test(moments_odd_sizes),
         cmocka_unit_test(abs_hist_counts_every_value),

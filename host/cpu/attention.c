@@ -101,9 +101,28 @@ static ql_status attend_all(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_
     return QL_OK;
 }
 
+/* BF16 is computed in FP32 throughout; only the output is rounded. */
+static ql_status attend_widened(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
+                                const int64_t *start, int64_t n_seq, ql_mat out, ql_arena *scratch) {
+    ql_mat from[] = {q, k, v, out}, to[4];
+    for (int i = 0; i < 4; i++) {
+        float *data;
+        QL_TRY(ql_take(scratch, (size_t)(from[i].rows * from[i].cols), sizeof *data, &data));
+        to[i] = ql_mat_of(data, QL_F32, from[i].rows, from[i].cols);
+        if (i < 3) QL_TRY(ql_cpu_convert(ctx, from[i], to[i]));
+    }
+    QL_TRY(attend_all(ctx, to[0], to[1], to[2], shape, start, n_seq, 0, to[3]));
+    return ql_cpu_convert(ctx, to[3], out);
+}
+
 ql_status ql_cpu_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
                            const int64_t *start, int64_t n_seq, ql_mat out) {
-    return attend_all(ctx, q, k, v, shape, start, n_seq, 0, out);
+    if (q.dtype == QL_F32) return attend_all(ctx, q, k, v, shape, start, n_seq, 0, out);
+    ql_arena *scratch;
+    QL_TRY(ql_arena_open(NULL, &scratch));
+    ql_status status = attend_widened(ctx, q, k, v, shape, start, n_seq, out, scratch);
+    ql_arena_close(scratch);
+    return status;
 }
 
 ql_status ql_cpu_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
