@@ -18,18 +18,21 @@ enum sums_mode { RUNNING, PROMOTED, SCALED };
 enum { GROUP = 128, CONSUMERS = 2, HOPPER_THREADS = (1 + CONSUMERS) * GROUP, OUTPUTS_SM90 = 64 * CONSUMERS };
 enum { PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232 }; /* 128 * (40 + 2 * 232) of 65536 */
 
-template <int TOKENS_, int RING_> struct hopper_tile {
+/* With few tokens there are no registers to move, and two blocks share an SM: while one begins or ends, the other one reads. */
+template <int TOKENS_, int RING_, int PER_SM_> struct hopper_tile {
     enum {
         TOKENS = TOKENS_,
         RING = RING_,
+        PER_SM = PER_SM_,
         OUTPUTS = OUTPUTS_SM90,
         W_BYTES = OUTPUTS * K_BYTES,
         X_BYTES = TOKENS * K_BYTES
     };
     enum { STAGE = W_BYTES + X_BYTES, BARRIERS = RING * STAGE, SCALES = BARRIERS + RING * 2 * 8 };
-    enum { SHARED = SCALES + CONSUMERS * 2 * TOKENS * 4, PER_SM = 1 };
+    enum { SHARED = SCALES + CONSUMERS * 2 * TOKENS * 4 };
     static_assert(TOKENS * (OUTPUTS + 4) * 4 <= BARRIERS, "the sums of a tile fit into its ring");
-    static_assert(SHARED <= 227 << 10, "a block has 227 KiB of shared memory");
+    static_assert(SHARED + (1 << 10) <= (228 << 10) / PER_SM,
+                  "an SM has 228 KiB of shared memory, 1 per block is the system's");
 };
 
 #if HOPPER
@@ -154,7 +157,7 @@ static __device__ __forceinline__ void consume(const byte_job *j, tile_place pla
 #endif
 
 template <typename TYPE, int MODE, typename TILE>
-static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
+static __global__ void __launch_bounds__(HOPPER_THREADS, TILE::PER_SM)
     hopper_kernel(byte_job j, const __grid_constant__ CUtensorMap w_map, const __grid_constant__ CUtensorMap x_map) {
 #if HOPPER
     DYNAMIC_SHARED(ring);
@@ -169,17 +172,17 @@ static __global__ void __launch_bounds__(HOPPER_THREADS, 1)
     }
     __syncthreads();
     if (threadIdx.x < GROUP) {
-        registers_shrink<PRODUCER_REGISTERS>();
+        if constexpr (TILE::PER_SM == 1) registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) produce<TILE>(&w_map, &x_map, place, ring, barriers);
     } else {
-        registers_grow<CONSUMER_REGISTERS>();
+        if constexpr (TILE::PER_SM == 1) registers_grow<CONSUMER_REGISTERS>();
         consume<TYPE, MODE, TILE>(&j, place, ring, barriers, (float *)(ring + TILE::SCALES));
     }
 #endif
 }
 
-template <typename TYPE, int MODE, int TOKENS, int RING> struct hopper_family {
-    typedef hopper_tile<TOKENS, RING> TILE;
+template <typename TYPE, int MODE, int TOKENS, int RING, int PER_SM> struct hopper_family {
+    typedef hopper_tile<TOKENS, RING, PER_SM> TILE;
 
     static size_t workspace(const ql_product *p, int64_t m, int workers) {
         return partial_bytes(p, m, workers, TILE::PER_SM, TILE::OUTPUTS, TILE::TOKENS);

@@ -117,13 +117,13 @@ typedef byte_family<fp8_type, false, 2, 8, 3> many;
 typedef byte_family<fp8_type, true, 1, 1, 6> few_blocks;
 typedef byte_family<fp8_type, true, 1, 4, 4> some_blocks;
 typedef byte_family<fp8_type, true, 2, 8, 3> many_blocks;
-typedef hopper_family<fp8_type, PROMOTED, 16, 8> few_sm90;
-typedef hopper_family<fp8_type, PROMOTED, 64, 8> some_sm90;
-typedef hopper_family<fp8_type, PROMOTED, 128, 6> many_sm90;
-typedef hopper_family<fp8_type, SCALED, 16, 8> few_blocks_sm90;
-typedef hopper_family<fp8_type, SCALED, 64, 8> some_blocks_sm90;
-typedef hopper_family<fp8_type, SCALED, 128, 6> many_blocks_sm90;
-typedef hopper_family<fp8_type, RUNNING, 256, 4> many_fast_sm90;
+typedef hopper_family<fp8_type, PROMOTED, 16, 6, 2> few_sm90;
+typedef hopper_family<fp8_type, PROMOTED, 64, 8, 1> some_sm90;
+typedef hopper_family<fp8_type, PROMOTED, 128, 6, 1> many_sm90;
+typedef hopper_family<fp8_type, SCALED, 16, 6, 2> few_blocks_sm90;
+typedef hopper_family<fp8_type, SCALED, 64, 8, 1> some_blocks_sm90;
+typedef hopper_family<fp8_type, SCALED, 128, 6, 1> many_blocks_sm90;
+typedef hopper_family<fp8_type, RUNNING, 256, 4, 1> many_fast_sm90;
 
 /* In the order in which they are preferred. */
 const ql_kernel ql_fp8_kernels[QL_FP8_KERNELS] = {

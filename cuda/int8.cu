@@ -53,9 +53,9 @@ static ql_status takes_sm90(const ql_product *p, int arch) {
 typedef byte_family<int8_type, false, 1, 1, 6> few;
 typedef byte_family<int8_type, false, 1, 4, 4> some;
 typedef byte_family<int8_type, false, 2, 8, 3> many;
-typedef hopper_family<int8_type, RUNNING, 16, 8> few_sm90;
-typedef hopper_family<int8_type, RUNNING, 64, 8> some_sm90;
-typedef hopper_family<int8_type, RUNNING, 256, 4> many_sm90;
+typedef hopper_family<int8_type, RUNNING, 16, 6, 2> few_sm90;
+typedef hopper_family<int8_type, RUNNING, 64, 8, 1> some_sm90;
+typedef hopper_family<int8_type, RUNNING, 256, 4, 1> many_sm90;
 
 /* In the order in which they are preferred. */
 const ql_kernel ql_int8_kernels[QL_INT8_KERNELS] = {

@@ -466,7 +466,7 @@ typedef struct ql_arguments {
     ql_mat bias;        /* F32 [1][n] if `bias`, else absent */
     ql_mat y;           /* [m][n] */
     ql_mat y_scale;     /* y F8_E4M3: F32 [1][1], y = rounded(value / y_scale); else absent */
-    ql_mat y_amax;      /* y F8_E4M3: F32 [1][1], gets max |value|; may be absent */
+    ql_mat y_amax;      /* y F8_E4M3: F32 [1][1], gets max |value|, NaN if there is one; may be absent */
 } ql_arguments;
 
 /* Enqueues the product on `stream` (a cudaStream_t, never the default stream NULL; ignored on the CPU, where the product is

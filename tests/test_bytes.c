@@ -88,7 +88,7 @@ static void integers_scales_zero_points_and_bias(void **state) {
     const int64_t m[] = {5, 40, 130};
     for (int i = 0; i < 12; i++) {
         ql_product p =
-            integers_of(i % 2 ? QL_U8 : QL_I8, results[i % 3], i / 6 ? QL_SCALE_ROW : QL_SCALE_TENSOR, 77, 800);
+            integers_of(i % 2 ? QL_U8 : QL_I8, results[i % 3], i / 6 ? QL_SCALE_ROW : QL_SCALE_TENSOR, 77, 416);
         p.bias = i % 4 > 1;
         check_fused(*state, p, m[(i + i / 3) % 3]);
     }
@@ -99,8 +99,8 @@ static void integers_scales_zero_points_and_bias(void **state) {
 static void f8_every_tile_and_tail(void **state) {
     const ql_dtype types[] = {QL_F8_E4M3, QL_F8_E5M2};
     const ql_scale_mode modes[] = {QL_SCALE_ROW, QL_SCALE_BLOCK, QL_SCALE_TENSOR, QL_SCALE_BLOCK};
-    const int64_t m[] = {1, 16, 17, 65, 130, 257}, n[] = {3, 64, 130, 257}, k[] = {16, 128, 400, 1040};
-    for (int i = 0; i < 32; i++) {
+    const int64_t m[] = {1, 16, 17, 65, 130, 257}, n[] = {3, 64, 130, 257}, k[] = {16, 128, 400, 528};
+    for (int i = 0; i < 24; i++) {
         ql_product p = f8_of(types[i % 2], types[i / 2 % 2], i % 3 ? QL_F32 : QL_BF16, modes[i / 4 % 4], n[i / 3 % 4],
                              k[i / 5 % 4]);
         p.bias = i % 2, p.accumulate = i % 5 ? QL_PROMOTE : QL_FAST;
@@ -151,7 +151,7 @@ static void f8_not_finite(void **state) {
         ql_mat y = execute(b, &o, ready, o.m, &amax);
         for (int64_t r = 0; r < o.m; r++)
             for (int64_t c = 0; c < 70; c++) assert_int_equal(!!isnan(ref_at(y, r, c)), r == 7);
-        if (!is_cpu(b)) assert_true(isnan(amax));
+        assert_true(isnan(amax));
         ql_plan_free(ready.plan);
     }
 }

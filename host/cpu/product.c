@@ -29,10 +29,10 @@ typedef struct tile {
     const ql_arguments *arguments;
     int64_t m0, n0;
     int rows, cols;
-    float *x, *w;   /* [rows][STEP], [TILE_COLS][STEP] */
-    float *sum;     /* [rows][TILE_COLS] */
-    int32_t *exact; /* the same */
-    float largest;  /* |value| so far */
+    float *x, *w;     /* [rows][STEP], [TILE_COLS][STEP] */
+    float *sum;       /* [rows][TILE_COLS] */
+    int32_t *exact;   /* the same */
+    uint32_t largest; /* |value| so far, as its bits */
 } tile;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -94,7 +94,8 @@ static void finish_row(tile *t, int row, const float *w_scale) {
         float sum = ql_product_is_exact(p) ? (float)exact[c] : value[c];
         value[c] =
             ql_product_value(sum, x_scale, scale_at(p->w_scale, w_scale, t->n0 + c), bias ? bias[t->n0 + c] : 0.0f);
-        if (fabsf(value[c]) > t->largest) t->largest = fabsf(value[c]);
+        uint32_t magnitude = ql_f32_bits(value[c]) & 0x7fffffffu; /* in the order of the values, NaN above all */
+        if (magnitude > t->largest) t->largest = magnitude;
     }
 }
 
@@ -142,7 +143,7 @@ static tile tile_at(const ql_plan *plan, const ql_arguments *arguments, int64_t 
 static ql_status run(const ql_plan *plan, const ql_arguments *arguments, void *memory, void *stream) {
     const int64_t m = arguments->x.rows, n = plan->product.n;
     const size_t floats = thread_floats(tile_rows(m));
-    float largest = 0;
+    uint32_t largest = 0;
     (void)stream;
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(plan->workers) reduction(max : largest)
     for (int64_t n0 = 0; n0 < n; n0 += TILE_COLS)
@@ -151,7 +152,7 @@ static ql_status run(const ql_plan *plan, const ql_arguments *arguments, void *m
             make_tile(&t);
             if (t.largest > largest) largest = t.largest;
         }
-    if (ql_is_present(arguments->y_amax)) *(float *)arguments->y_amax.data = largest;
+    if (ql_is_present(arguments->y_amax)) *(float *)arguments->y_amax.data = ql_bits_f32(largest);
     return QL_OK;
 }
 
