@@ -122,7 +122,7 @@ bench() {
     step "bench $name" "$limit" bench.log bash -c 'out=$1; shift; "$bin/qalib" bench --device cuda --progress none --json "$@" >"$out"' - "$results/bench-$name.json" "$@"
 }
 nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv >>"$results/bench.log" 2>&1
-bench products 120 --op w4a16,int8,fp8 --model llama-3-70b --m 1,16,256,4096 --peers --svg "$results/roofline.svg"
+bench products 200 --op w4a16,int8,fp8 --model llama-3-70b --m 1,16,256,4096 --peers --choices "$work/choices" --svg "$results/roofline.svg"
 bench calibration 90 --op hessian,factor,gptq --n 8192 --k 8192 --m 16384 --peers
 bench attention 30 --op attention,attention_cached --model llama-3-70b --m 4096
 nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv >>"$results/bench.log" 2>&1

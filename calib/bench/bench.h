@@ -40,7 +40,8 @@ typedef struct bench_setting {
     int64_t group, heads, kv_heads; /* heads 0: as many of 64 values as k has */
     bool ordered;                   /* columns in an order without any pattern */
     bool peers;
-    int64_t iters; /* 0: by the protocol; else this many calls, once, for profilers */
+    const char *choices; /* file of measured choices for dense products (ql_plan_measure), or NULL */
+    int64_t iters;       /* 0: by the protocol; else this many calls, once, for profilers */
 } bench_setting;
 
 /* What one call works on; each operation uses some of it. */
@@ -98,6 +99,9 @@ typedef struct bench_roofs {
 
 ql_status bench_measure_roofs(ql_ctx *ctx, bench_roofs *roofs);
 ql_status bench_measure(ql_ctx *ctx, const bench_setting *how, const bench_roofs *roofs, bench_result *out);
+
+/* Has the library's dense product measured for up to shape.m tokens, which takes seconds, and keeps the choices in the file. */
+ql_status bench_choose(ql_ctx *ctx, bench_shape shape, const char *choices);
 
 /* Seconds that the roofs allow at least. */
 double bench_roof_seconds(const bench_roofs *roofs, double flops, double bytes, double rate);

@@ -153,7 +153,8 @@ static ql_status prepare_product(bench *b, const char *op) {
     const ql_product p = product_of(b, op);
     ql_mat order;
     ql_arguments shared = {0};
-    QL_TRY(ql_plan_make(b->ctx, &p, &b->product));
+    QL_TRY(b->how.choices ? ql_plan_make_measured(b->ctx, &p, b->how.choices, &b->product)
+                          : ql_plan_make(b->ctx, &p, &b->product));
     QL_TRY(bench_rotate(b, (double)ql_plan_packed(b->product)));
     QL_TRY(bench_random(b, p.x, p.m_max, p.k, &shared.x));
     QL_TRY(scale_for(b, p.x_scale, 0, true, p.m_max, p.k, &shared.x_scale));
@@ -172,6 +173,13 @@ static ql_status prepare_product(bench *b, const char *op) {
     b->rate = !is_cpu(b) && ql_dtype_size(p.x) == 1 ? 2 : 1; /* 8 bits: twice the tensor cores' rate */
     b->peer = b->how.shape;
     return QL_OK;
+}
+
+ql_status bench_choose(ql_ctx *ctx, bench_shape shape, const char *choices) {
+    const bench b = {.how = {.shape = shape}};
+    const ql_product p = product_of(&b, "dense");
+    ql_status status = ql_plan_measure(ctx, &p, choices);
+    return status == QL_UNSUPPORTED ? QL_OK : status; /* nothing to choose from */
 }
 
 static ql_status prepare_packed(bench *b) { return prepare_product(b, b->how.op->name); }

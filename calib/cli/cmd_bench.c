@@ -94,6 +94,7 @@ static ql_status read_request(const cli *args, ql_arena *arena, request *r) {
     r->setting.bits = (int)bits;
     r->setting.ordered = cli_has(args, "ordered");
     r->setting.peers = cli_has(args, "peers");
+    r->setting.choices = cli_value(args, "choices");
     return QL_OK;
 }
 
@@ -143,13 +144,14 @@ static bool came_before(const request *r, const bench_op *op, int i) {
     return false;
 }
 
+static bool is_product(const bench_op *op) { return op->source == OF_LINEARS && op->sizes[0] == 'm'; }
+
 static const int32_t *tokens_of(const request *r, const bench_op *op, int64_t *count) {
     static const int32_t none[] = {0};
-    bool is_product = op->source == OF_LINEARS && op->sizes[0] == 'm';
     if (!strchr(op->sizes, 'm')) return *count = 1, none;
     if (r->n_tokens) return *count = r->n_tokens, r->tokens;
-    *count = is_product ? sizeof product_tokens / sizeof *product_tokens : 1;
-    return is_product ? product_tokens : other_tokens;
+    *count = is_product(op) ? sizeof product_tokens / sizeof *product_tokens : 1;
+    return is_product(op) ? product_tokens : other_tokens;
 }
 
 /* Every case in order; with out NULL they are only counted. */
@@ -174,6 +176,27 @@ static ql_status for_all(const request *r, results *out, int64_t *count) {
     return QL_OK;
 }
 
+/* Every dense shape of the request once, for as many tokens as any case has. */
+static ql_status choose(const request *r, results *out) {
+    for (int o = 0; o < r->n_ops; o++) {
+        bench_shape shape;
+        int64_t n_tokens, most = 0;
+        const int32_t *tokens = tokens_of(r, r->ops[o], &n_tokens);
+        if (!is_product(r->ops[o])) continue;
+        for (int64_t t = 0; t < n_tokens; t++) most = tokens[t] > most ? tokens[t] : most;
+        for (int i = 0; shape_of(r, r->ops[o], i, &shape); i++) {
+            char text[96];
+            snprintf(text, sizeof text, "choosing for %lld x %lld", (long long)shape.n, (long long)shape.k);
+            progress_step(out->p, 0, text);
+            shape.m = most;
+            QL_TRY(cli_check_signal());
+            QL_TRY(bench_choose(out->ctx, shape, r->setting.choices));
+        }
+        return QL_OK; /* all products have the same shapes */
+    }
+    return QL_OK;
+}
+
 static ql_status save(const cli *args, const results *out) {
     const char *csv = cli_value(args, "csv"), *svg = cli_value(args, "svg");
     if (csv) QL_TRY(bench_save_csv(csv, out->list, out->count));
@@ -192,6 +215,7 @@ static ql_status measure(const cli *args, const request *r, ql_arena *arena, res
         QL_TRY(bench_measure_roofs(out->ctx, &roofs));
         out->roofs = &roofs;
     }
+    if (r->setting.choices) QL_TRY(choose(r, out));
     if (!out->is_json) bench_print_head(out->roofs, out->ctx, r->setting.peers);
     ql_status status = for_all(r, out, &done);
     if (status == QL_OK) progress_step(out->p, out->room, "done");
@@ -227,6 +251,7 @@ static const cli_option options[] = {
     {"group", 0, "N", false, "inputs per group (default: 128)"},
     {"ordered", 0, NULL, false, "columns in an order without any pattern (factor, gptq, solve)"},
     {"peers", 0, NULL, false, "beside the dense product that one would call instead, in turns"},
+    {"choices", 0, "FILE", false, "measure the library's dense products first (seconds each); kept and read here"},
     {"iters", 0, "N", false, "N calls once, without roofs and warm-up: for profilers"},
     {"csv", 0, "FILE", false, "also save the table"},
     {"svg", 0, "FILE", false, "also draw the roofline: speed over arithmetic intensity"},

@@ -39,6 +39,8 @@ bench --op factor,gptq,w4a16 --n 64 --k 256 --m 2 --ordered --bits 3 --group 64 
 if [ -x "$build/qalib_emulated" ]; then # the same on the CUDA backend's code: no graph can be captured there
     "$build/qalib_emulated" bench --device cuda --op w4a16,gemm,hessian,gptq,attention_cached --n 64 --k 128 --m 2 --peers --iters 1 --json --progress none >"$tmp/cuda.json"
     holds "$tmp/cuda.json" 'len(j["results"]) == 5 and not any(r["own"]["graph"] for r in j["results"])'
+    "$build/qalib_emulated" bench --device cuda --op int8 --n 64 --k 128 --m 4 --peers --iters 1 --choices "$tmp/choices" --progress none >/dev/null
+    grep -q 'n=64 k=128 m=4 x=BF16' "$tmp/choices" || fail "measured choices"
 fi
 
 expect 64 'unknown operation "w4a17"; did you mean w4a16?' bench --op w4a17 --n 64 --k 64
