@@ -301,6 +301,8 @@ static ql_status recover(journal *j, journal_mode mode, const json_t *fingerprin
     QL_TRY(check_mode(j, mode));
     QL_TRY(settle_fingerprint(j, mode, fingerprint));
     QL_TRY(drop_tail(j));
+    /* A process that was killed between a write and its sync left lines and names that a power loss may take back. */
+    QL_TRY(ql_file_sync(j->bytes > 0 ? j->path : j->fingerprint_path));
     return is_ours ? remove_strays(j) : QL_OK;
 }
 

@@ -6,8 +6,8 @@
  *   journal.jsonl    one line per event: <crc32c of the JSON, 8 hex digits> <JSON>\n, appended and synced
  *   layer-0000.safetensors, ...   committed layers (.h5 of a job that collects statistics); a layer's line carries size and SHA-256
  *
- * Reading drops a torn last line, refuses damage in the middle (the message says what to do), and removes strays: *.tmp, and
- * layers without a line.  No decision depends on a clock.
+ * Reading drops a torn last line, refuses damage in the middle (the message says what to do), removes strays (*.tmp, and layers
+ * without a line), and syncs the rest: the process before may have been killed when it had not.  No decision depends on a clock.
  */
 #ifndef CALIB_JOURNAL_H
 #define CALIB_JOURNAL_H

@@ -51,12 +51,22 @@ static ql_status sync_parent(const char *path) {
     return status;
 }
 
-ql_status ql_file_adopt(const char *temporary, const char *path) {
-    int fd = open(temporary, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return fail_writing("open", temporary);
+static ql_status sync_bytes(const char *path) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return fail_writing("open", path);
     ql_status status = QL_OK;
-    if (ql_fault("fsync") || fsync(fd) != 0) status = ql_fail_errno("%s: cannot sync", temporary);
+    if (ql_fault("fsync") || fsync(fd) != 0) status = ql_fail_errno("%s: cannot sync", path);
     close(fd);
+    return status;
+}
+
+ql_status ql_file_sync(const char *path) {
+    QL_TRY(sync_bytes(path));
+    return sync_parent(path);
+}
+
+ql_status ql_file_adopt(const char *temporary, const char *path) {
+    ql_status status = sync_bytes(temporary);
     if (status == QL_OK && (ql_fault("rename") || rename(temporary, path) != 0))
         status = fail_writing("rename", temporary);
     if (status != QL_OK) {
@@ -292,6 +302,16 @@ bool ql_path_exists(const char *path) {
     return lstat(path, &info) == 0;
 }
 
+/* The name of a new directory is synced like a file's, but where the parent may not be read, nobody can. */
+static ql_status make_one(const char *path) {
+    char parent[PATH_MAX + 4];
+    if (mkdir(path, 0777) != 0) return errno == EEXIST ? QL_OK : ql_fail_errno("%s: cannot create the directory", path);
+    snprintf(parent, sizeof parent, "%s/..", path);
+    ql_status status = access(parent, R_OK) == 0 ? sync_parent(path) : QL_OK;
+    if (status != QL_OK) rmdir(path); /* the next attempt makes and syncs it again */
+    return status;
+}
+
 ql_status ql_dir_make(const char *path) {
     char part[PATH_MAX];
     size_t length = strlen(path);
@@ -300,7 +320,7 @@ ql_status ql_dir_make(const char *path) {
         if (path[i] != '/' && path[i] != 0) continue;
         memcpy(part, path, i);
         part[i] = 0;
-        if (mkdir(part, 0777) != 0 && errno != EEXIST) return ql_fail_errno("%s: cannot create the directory", part);
+        QL_TRY(make_one(part));
     }
     struct stat info;
     if (stat(path, &info) != 0) return ql_fail_errno("%s", path);

@@ -30,6 +30,9 @@ ql_status ql_file_adopt(const char *temporary, const char *path);
 /* An append-only file whose lines count once they are synced (the journal). */
 ql_status ql_file_append(const char *path, const void *data, size_t size);
 
+/* For a file that a killed process may have written: what was read from it will be there after a power loss too. */
+ql_status ql_file_sync(const char *path);
+
 typedef struct ql_source ql_source;
 
 /* Opens a regular file for reading; directories, FIFOs and devices are refused (QL_FORMAT).  root: NULL, or a directory that
