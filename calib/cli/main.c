@@ -2,7 +2,7 @@
 #include "calib/cli/cli.h"
 
 static const cli_command *const commands[] = {
-    &cmd_tokenize, &cmd_quantize, &cmd_eval,    &cmd_generate, &cmd_verify, &cmd_calibrate,
+    &cmd_tokenize, &cmd_quantize, &cmd_eval,    &cmd_generate, &cmd_verify, &cmd_export, &cmd_calibrate,
     &cmd_stats,    &cmd_plan,     &cmd_inspect, &cmd_doctor,   &cmd_bench,  NULL,
 };
 

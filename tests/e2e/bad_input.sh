@@ -245,13 +245,13 @@ done
 for code in 0 64 65 66 69 70 71 73 74 75 77 78 130 143; do
     grep -qE "^ +$code " "$tmp/help" || fail "exit code $code is not in --help"
 done
-for command in quantize calibrate eval generate tokenize stats plan inspect verify doctor bench; do
+for command in quantize calibrate eval generate tokenize stats plan inspect verify export doctor bench; do
     grep -qE "^  $command " "$tmp/help" || fail "$command is not in --help"
     "$qalib" $command --help >"$tmp/help.$command"
     grep -q '^Examples:$' "$tmp/help.$command" || [ $command = doctor ] || fail "no example for $command"
 done
 # The examples are commands that parse: every option in them is in the help text of its command.
-for command in quantize calibrate eval generate stats plan inspect verify bench; do
+for command in quantize calibrate eval generate stats plan inspect verify export bench; do
     { grep -E "^  qalib $command " "$tmp/help.$command" || true; } | grep -oE -- ' --?[a-z][a-z-]*' | sort -u | while read -r option; do
         grep -qE -- "^ +(-., )?$option( |\$)|^ +$option, " "$tmp/help.$command" || fail "$option in an example of $command"
     done
