@@ -39,26 +39,6 @@ void recipe_defaults(recipe *r) {
 static bool bits_exist(int bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 8; }
 static bool group_exists(int64_t group) { return group == 32 || group == 64 || group == 128 || group == -1; }
 
-ql_status recipe_scheme(const char *name, recipe *r) {
-    int bits = 0, group = -1, read = 0;
-    char method[8] = "";
-    bool known = sscanf(name, "W%1dA16-%7[A-Z]%n", &bits, method, &read) == 2;
-    if (known && name[read]) {
-        const char *rest = name + read;
-        known = sscanf(rest, "-g%3d%n", &group, &read) == 1 && !rest[read] && group > 0;
-    }
-    int id = strcmp(method, "GPTQ") == 0 ? METHOD_GPTQ : strcmp(method, "RTN") == 0 ? METHOD_RTN : METHODS;
-    if (!known || id == METHODS || !bits_exist(bits) || !group_exists(group))
-        return ql_fail(
-            QL_USAGE,
-            "scheme \"%.60s\": expected W2A16, W3A16, W4A16 or W8A16, then -GPTQ or -RTN, then -g32, -g64, -g128 or "
-            "nothing for one group per row; for instance W4A16-GPTQ-g128",
-            name);
-    r->base = (module_rule){.method = (method_id)id, .bits = bits, .group = group};
-    r->asked |= ASKED_METHOD | ASKED_BITS | ASKED_GROUP;
-    return QL_OK;
-}
-
 static ql_status check_rule(const module_rule *rule, const char *where) {
     if (!bits_exist(rule->bits)) return ql_fail(QL_MISMATCH, "%sbits %d: expected 2, 3, 4 or 8", where, rule->bits);
     bool whole = rule->group == GROUP_TENSOR && rule->bits == 8 && rule->method == METHOD_RTN;

@@ -92,8 +92,6 @@ void recipe_defaults(recipe *r);
  * tags; at most 1 MiB.  Strings and regexes live in `arena`.  parse: the same for text in memory, `place` for messages. */
 ql_status recipe_load(const char *path, ql_arena *arena, recipe *r);
 ql_status recipe_parse(const char *place, const char *text, size_t size, ql_arena *arena, recipe *r);
-/* "W4A16-GPTQ-g128", "W3A16-RTN-g64", "W8A16-GPTQ" (one group per row), ...  QL_USAGE with the list otherwise. */
-ql_status recipe_scheme(const char *name, recipe *r);
 
 /* The last step: fills in what literature implies (no scale search, drift or refinement, not sequential, damp 0.01, act-order none unless asked for) and
  * refuses what makes no sense: other settings asked for beside literature, bits not in {2,3,4,8}, clipping of whole rows, ...  QL_MISMATCH. */

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <yaml.h>
 
-#include "calib/recipe.h"
+#include "calib/schemes.h"
 #include "formats/json.h"
 #include "host/file.h"
 #include "host/status.h"
@@ -239,9 +239,11 @@ static ql_status take_version(const reader *r) {
 }
 
 static ql_status take_scheme(const reader *r) {
+    named_scheme scheme;
     QL_TRY(need_scalar(r, "scheme", "a name"));
-    if (recipe_scheme(text_of(r), r->recipe) == QL_OK) return QL_OK;
-    return ql_context(QL_MISMATCH, "%s: line %d", r->place, line_of(r));
+    if (scheme_find(text_of(r), &scheme) != QL_OK) return ql_context(QL_MISMATCH, "%s: line %d", r->place, line_of(r));
+    *r->recipe = scheme.recipe;
+    return QL_OK;
 }
 
 static ql_status take_act_order(const reader *r) {
@@ -286,6 +288,8 @@ static ql_status take_recipe_value(reader *r, int key, unsigned seen, void *to) 
     unsigned rule_keys = 1u << KEY_METHOD | 1u << KEY_BITS | 1u << KEY_GROUP_SIZE;
     bool both = (key == KEY_SCHEME && (seen & rule_keys)) || ((1u << key & rule_keys) && (seen & 1u << KEY_SCHEME));
     if (both) return REFUSE(r, "a scheme already says method, bits and group_size; give one or the other");
+    if (key == KEY_SCHEME && (seen & ~(1u << KEY_VERSION)))
+        return REFUSE(r, "scheme comes before the keys that change it");
     switch (key) {
     case KEY_VERSION: return take_version(r);
     case KEY_SCHEME: return take_scheme(r);

@@ -4,7 +4,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "calib/recipe.h"
+#include "calib/schemes.h"
 #include "host/fault.h"
 #include "host/file.h"
 #include "host/status.h"
@@ -195,15 +195,21 @@ static void literature_is_the_original_and_nothing_else(void **state) {
 
 static void schemes_are_parsed_by_pattern(void **state) {
     (void)state;
-    recipe r;
-    recipe_defaults(&r);
-    assert_ok(recipe_scheme("W3A16-RTN-g64", &r));
-    assert_true(r.base.bits == 3 && r.base.method == METHOD_RTN && r.base.group == 64);
-    assert_ok(recipe_scheme("W8A16-GPTQ", &r));
-    assert_true(r.base.bits == 8 && r.base.method == METHOD_GPTQ && r.base.group == -1);
+    named_scheme s;
+    const recipe *r = &s.recipe;
+    assert_ok(scheme_find("W3A16-RTN-g64", &s));
+    assert_true(r->base.bits == 3 && r->base.method == METHOD_RTN && r->base.group == 64 && s.format == OUTPUT_GPTQ);
+    assert_ok(scheme_find("W8A16-GPTQ", &s));
+    assert_true(r->base.bits == 8 && r->base.method == METHOD_GPTQ && r->base.group == -1);
+    assert_ok(scheme_find("W4A16-AWQ", &s));
+    assert_true(r->base.bits == 4 && r->base.method == METHOD_RTN && r->base.group == 128 && !r->symmetric);
+    assert_true(r->smoothing == SMOOTHING_AWQ && r->clip && s.format == OUTPUT_AWQ);
+    assert_ok(scheme_find("W8A8-INT8", &s));
+    assert_true(r->base.bits == 8 && r->smoothing == SMOOTHING_SMOOTHQUANT && r->activations == ACTIVATIONS_TOKEN);
     static const char *const bad[] = {"",
                                       "W4A16",
-                                      "W4A16-AWQ",
+                                      "W8A16-AWQ",
+                                      "FP9",
                                       "W5A16-GPTQ",
                                       "W44A16-GPTQ",
                                       "w4a16-gptq",
@@ -218,7 +224,21 @@ static void schemes_are_parsed_by_pattern(void **state) {
                                       "W-4A16-GPTQ",
                                       "W4A16-GPTQ g32"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++)
-        assert_refused(recipe_scheme(bad[i], &r), QL_USAGE, "for instance W4A16-GPTQ-g128");
+        assert_refused(scheme_find(bad[i], &s), QL_USAGE, "for instance W4A16-GPTQ-g128");
+}
+
+/* Every listed scheme is one, makes sense, and knows its size: a code of `bits` bits and less than one bit beside it. */
+static void listed_schemes_exist(void **state) {
+    (void)state;
+    for (int i = 0; scheme_names[i]; i++) {
+        named_scheme s;
+        assert_ok(scheme_find(scheme_names[i], &s));
+        assert_ok(recipe_check(&s.recipe));
+        double bits = scheme_bits_per_weight(&s.recipe, 4096);
+        assert_true(bits >= s.recipe.base.bits && bits < s.recipe.base.bits + 1);
+        assert_int_equal(scheme_statistics(&s.recipe) == STATISTICS_PROPAGATED,
+                         s.recipe.base.method == METHOD_GPTQ && s.recipe.base.bits < 4);
+    }
 }
 
 /* ---- input made to hurt: everything within a second --------------------------------------------------------------------- */
@@ -370,6 +390,7 @@ int main(void) {
         cmocka_unit_test(bad_recipes_are_refused_with_their_line),
         cmocka_unit_test(literature_is_the_original_and_nothing_else),
         cmocka_unit_test(schemes_are_parsed_by_pattern),
+        cmocka_unit_test(listed_schemes_exist),
         cmocka_unit_test(hostile_recipes_end_within_a_second),
         cmocka_unit_test(catastrophic_regex_is_an_error),
         cmocka_unit_test(files_that_are_no_recipe),

@@ -80,7 +80,7 @@ void cli_print_overview(FILE *out, const cli_command *const commands[], int widt
 void cli_catch_signals(void);
 int cli_signal(void); /* the one that arrived, 0 if none */
 
-extern const cli_command cmd_bench, cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_eval, cmd_generate, cmd_inspect,
-    cmd_verify, cmd_export, cmd_plan, cmd_doctor, cmd_stats;
+extern const cli_command cmd_bench, cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_schemes, cmd_eval, cmd_generate,
+    cmd_inspect, cmd_verify, cmd_export, cmd_plan, cmd_doctor, cmd_stats;
 
 #endif

@@ -5,6 +5,7 @@
 #include "calib/job.h"
 #include "calib/machine.h"
 #include "calib/plan.h"
+#include "calib/schemes.h"
 #include "formats/checkpoint.h"
 #include "formats/json.h"
 #include "formats/tokens.h"
@@ -60,7 +61,10 @@ static ql_status read_mode(inputs *in) {
 }
 
 static ql_status read_output(inputs *in) {
-    int format = OUTPUT_GPTQ;
+    const char *scheme = cli_value(in->args, "scheme");
+    named_scheme named = {.format = OUTPUT_GPTQ};
+    if (scheme) QL_TRY(scheme_find(scheme, &named));
+    int format = (int)named.format;
     in->request.shard_size = 5000000000u;
     QL_TRY(cli_choice(in->args, "format", output_format_names, &format));
     in->request.format = (output_format)format;

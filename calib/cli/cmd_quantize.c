@@ -5,6 +5,7 @@
 #include "calib/cli/cli.h"
 #include "calib/job.h"
 #include "calib/report.h"
+#include "calib/schemes.h"
 
 enum { MOST_SCHEMES = 32 };
 
@@ -33,11 +34,6 @@ static ql_status find_statistics(const cli *args, quantize_request *r) {
     return QL_OK;
 }
 
-/* GPTQ gains by propagation where errors are large; everything else shares one pass.  Smoothing looks at a whole block at once. */
-static statistics_mode mode_of_scheme(const recipe *r) {
-    return r->base.method == METHOD_GPTQ && r->base.bits < 4 ? STATISTICS_PROPAGATED : STATISTICS_FP;
-}
-
 static ql_status resolve_mode(const cli *args, const char *scheme, quantize_request *r) {
     const recipe *wish = &r->recipe;
     bool smooths = recipe_needs_moments(wish), asked = cli_has(args, "statistics");
@@ -46,7 +42,7 @@ static ql_status resolve_mode(const cli *args, const char *scheme, quantize_requ
     if (smooths && asked && r->mode != STATISTICS_FP)
         return ql_fail(QL_USAGE,
                        "--smoothing and --activations static look at a whole block at once: they need --statistics fp");
-    if (scheme && !asked) r->mode = mode_of_scheme(wish);
+    if (scheme && !asked) r->mode = scheme_statistics(wish);
     if (r->stats_dir || smooths) r->mode = STATISTICS_FP;
     if (!r->tokens_path && !r->stats_dir) r->mode = STATISTICS_NONE;
     if (needs_data && r->mode == STATISTICS_NONE)
@@ -84,7 +80,7 @@ static ql_status choose_directories(const cli *args, const char *scheme, ql_aren
 }
 
 static ql_status take_request(const cli *args, const char *scheme, ql_arena *arena, quantize_request *r) {
-    int format = OUTPUT_GPTQ;
+    named_scheme named = {.format = OUTPUT_GPTQ};
     *r = (quantize_request){
         .model_dir = cli_value(args, "model"),
         .shard_size = 5000000000u,
@@ -92,6 +88,8 @@ static ql_status take_request(const cli *args, const char *scheme, ql_arena *are
         .progress = cli_progress(args),
     };
     QL_TRY(cli_recipe(args, scheme, arena, &r->recipe));
+    if (scheme) QL_TRY(scheme_find(scheme, &named));
+    int format = (int)named.format;
     QL_TRY(cli_choice(args, "format", output_format_names, &format));
     QL_TRY(cli_bytes(args, "shard-size", &r->shard_size));
     r->format = (output_format)format;

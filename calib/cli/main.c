@@ -2,8 +2,8 @@
 #include "calib/cli/cli.h"
 
 static const cli_command *const commands[] = {
-    &cmd_tokenize, &cmd_quantize, &cmd_eval,    &cmd_generate, &cmd_verify, &cmd_export, &cmd_calibrate,
-    &cmd_stats,    &cmd_plan,     &cmd_inspect, &cmd_doctor,   &cmd_bench,  NULL,
+    &cmd_tokenize,  &cmd_quantize, &cmd_schemes, &cmd_eval,    &cmd_generate, &cmd_verify, &cmd_export,
+    &cmd_calibrate, &cmd_stats,    &cmd_plan,    &cmd_inspect, &cmd_doctor,   &cmd_bench,  NULL,
 };
 
 int main(int argc, char **argv) { return cli_main(commands, argc, argv); }

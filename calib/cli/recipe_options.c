@@ -2,11 +2,12 @@
 #include <string.h>
 
 #include "calib/cli/cli.h"
+#include "calib/schemes.h"
 #include "host/status.h"
 
 const cli_option cli_recipe_options[] = {
     {"recipe", 'r', "FILE", false, "YAML recipe; the options below win over it"},
-    {"scheme", 0, "NAME,...", false, "method, bits and group in one word: W4A16-GPTQ-g128, W3A16-RTN-g64, ..."},
+    {"scheme", 0, "NAME,...", false, "all of it in a word, or several: W4A16-GPTQ-g128, FP8, ... (qalib schemes)"},
     {"method", 0, "NAME", false, "rtn or gptq (default: gptq)"},
     {"bits", 'b', "N", false, "2, 3, 4 or 8 (default: 4)"},
     {"type", 0, "NAME", false, "of codes: int, fp8 (E4M3) or nf4 (default: int)"},
@@ -93,10 +94,12 @@ static ql_status take_order(const cli *args, recipe *r) {
 
 ql_status cli_recipe(const cli *args, const char *scheme, ql_arena *arena, recipe *r) {
     const char *file = cli_value(args, "recipe");
+    named_scheme named;
     recipe_defaults(r);
     if (file && scheme) return ql_fail(QL_USAGE, "--recipe and --scheme: give one of them");
     if (file) QL_TRY(recipe_load(file, arena, r));
-    if (scheme) QL_TRY(recipe_scheme(scheme, r));
+    if (scheme) QL_TRY(scheme_find(scheme, &named));
+    if (scheme) *r = named.recipe;
     QL_TRY(take_rule(args, &r->base));
     if (cli_has(args, "method")) r->asked |= ASKED_METHOD;
     if (cli_has(args, "bits")) r->asked |= ASKED_BITS;
