@@ -329,8 +329,8 @@ template <typename TYPE, bool BLOCKS, int M16, int N8, int RING> struct byte_fam
             byte_job_of(plan, a, workspace, splits_of(p, m, plan->workers, TILE::PER_SM, TILE::OUTPUTS, TILE::TOKENS));
         job.shift = TYPE::SHIFT;
         QL_TRY(begin_bytes(&job, stream));
-        auto kernel = byte_kernel<TYPE, BLOCKS, M16, N8, RING>;
-        LAUNCH_SHARED(stream, kernel, tiles * job.splits, BYTE_THREADS, TILE::SHARED, job);
+        auto byte_products = byte_kernel<TYPE, BLOCKS, M16, N8, RING>;
+        LAUNCH_SHARED(stream, byte_products, tiles * job.splits, BYTE_THREADS, TILE::SHARED, job);
         return finish_bytes<typename TYPE::SUM>(&job, stream);
     }
 };

@@ -199,8 +199,8 @@ template <typename TYPE, int MODE, int TOKENS, int RING, int PER_SM> struct hopp
         QL_TRY(
             ql_cuda_tensor_map(&x_map, job.x, m, job.k, m > 1 ? job.x_ld : job.k, TILE::TOKENS)); /* one row: any ld */
         QL_TRY(begin_bytes(&job, stream));
-        auto kernel = hopper_kernel<TYPE, MODE, TILE>;
-        LAUNCH_SHARED(stream, kernel, tiles * job.splits, HOPPER_THREADS, TILE::SHARED, job, w_map, x_map);
+        auto hopper_products = hopper_kernel<TYPE, MODE, TILE>;
+        LAUNCH_SHARED(stream, hopper_products, tiles * job.splits, HOPPER_THREADS, TILE::SHARED, job, w_map, x_map);
         return finish_bytes<typename TYPE::SUM>(&job, stream);
     }
 };

@@ -102,8 +102,6 @@ PTX void tensor_load(void *tile, const CUtensorMap *map, int byte, int row, uint
         : "memory");
 }
 
-PTX void tensor_prefetch(const CUtensorMap *map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
-
 /* ---- registers and barriers ------------------------------------------------------------------------------------------------ */
 
 /* A warpgroup gives registers back, or waits for what others gave. */

@@ -24,11 +24,11 @@ cmake -S . -B build/bundle-objects -G Ninja -DCMAKE_BUILD_TYPE=Release -DQALIB_M
     -DCMAKE_CXX_STANDARD_LIBRARIES="$last" -DCMAKE_CUDA_STANDARD_LIBRARIES="$last" \
     -DCMAKE_CUDA_FLAGS=--compress-mode=size -DCMAKE_BUILD_RPATH='$ORIGIN/../lib;/usr/local/cuda/lib64' \
     -DCMAKE_EXE_LINKER_FLAGS="-Wl,--disable-new-dtags -static-libstdc++ -static-libgcc -L$static"
-cmake --build build/bundle-objects --target qalib test_operations stats_distance
+cmake --build build/bundle-objects --target qalib test_operations test_fragments test_hopper stats_distance
 
 rm -rf "$out"
 mkdir -p "$out/bin" "$out/lib" "$out/scripts"
-for program in qalib test_operations stats_distance; do
+for program in qalib test_operations test_fragments test_hopper stats_distance; do
     strip -o "$out/bin/$program" "build/bundle-objects/$program"
 done
 [ ! -d demo ] || cp -r demo "$out/"

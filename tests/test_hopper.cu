@@ -237,9 +237,17 @@ int main(void) {
         cmocka_unit_test(a_missing_wait_shows),
 #endif
     };
-    if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) {
+    cudaDeviceProp properties = {};
+    if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess ||
+        cudaGetDeviceProperties(&properties, 0) != cudaSuccess) {
         print_message("hopper: skipped, no GPU\n");
         return 77;
     }
+#ifdef __CUDACC__
+    if (properties.major != 9) {
+        print_message("hopper: skipped, compute capability %d.%d has no wgmma\n", properties.major, properties.minor);
+        return 77;
+    }
+#endif
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
