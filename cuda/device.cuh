@@ -142,6 +142,16 @@ template <typename T> static __device__ __forceinline__ T *row_of(ql_mat mat, in
     return (T *)mat.data + row * mat.ld;
 }
 
+/* Activations in F32 or BF16, for kernels that compute in F32.  The type is the same for all threads: the branch costs nothing beside
+ * the access to memory. */
+static __device__ __forceinline__ float value_at(const ql_mat &mat, int64_t row, int64_t col) {
+    return mat.dtype == QL_BF16 ? ql_bf16_to_f32(row_of<uint16_t>(mat, row)[col]) : row_of<float>(mat, row)[col];
+}
+static __device__ __forceinline__ void put_value(const ql_mat &mat, int64_t row, int64_t col, float x) {
+    if (mat.dtype == QL_BF16) row_of<uint16_t>(mat, row)[col] = ql_f32_to_bf16(x);
+    else row_of<float>(mat, row)[col] = x;
+}
+
 static __device__ __forceinline__ int64_t group_of(const ql_grid *grid, int64_t input) {
     return grid->g_idx.data ? ((const int32_t *)grid->g_idx.data)[input] : input / grid->group;
 }

@@ -10,9 +10,8 @@ enum { THREADS = 256 };
 /* ---- x[i] = table[ids[i]] ------------------------------------------------------------------------------------------------ */
 
 static __global__ void embed_kernel(ql_mat table, ql_mat ids, ql_mat x) {
-    const float *from = row_of<float>(table, row_of<int32_t>(ids, 0)[blockIdx.x]);
-    float *to = row_of<float>(x, blockIdx.x);
-    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) to[j] = from[j];
+    int64_t from = row_of<int32_t>(ids, 0)[blockIdx.x];
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) put_value(x, blockIdx.x, j, value_at(table, from, j));
 }
 
 ql_status ql_cuda_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x) {
@@ -31,9 +30,10 @@ ql_status ql_cuda_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x) {
 /* ---- y = gate / (1 + exp(-gate)) * up,   x += y -------------------------------------------------------------------------- */
 
 static __global__ void swiglu_kernel(ql_mat gate, ql_mat up, ql_mat y) {
-    const float *g = row_of<float>(gate, blockIdx.x), *u = row_of<float>(up, blockIdx.x);
-    float *to = row_of<float>(y, blockIdx.x);
-    for (int64_t j = threadIdx.x; j < y.cols; j += THREADS) to[j] = g[j] / (1.0f + expf(-g[j])) * u[j];
+    for (int64_t j = threadIdx.x; j < y.cols; j += THREADS) {
+        float g = value_at(gate, blockIdx.x, j);
+        put_value(y, blockIdx.x, j, g / (1.0f + expf(-g)) * value_at(up, blockIdx.x, j));
+    }
 }
 
 ql_status ql_cuda_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
@@ -44,9 +44,8 @@ ql_status ql_cuda_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
 }
 
 static __global__ void add_kernel(ql_mat x, float alpha, ql_mat y) {
-    float *to = row_of<float>(x, blockIdx.x);
-    const float *from = row_of<float>(y, blockIdx.x);
-    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) to[j] += alpha * from[j];
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
+        put_value(x, blockIdx.x, j, value_at(x, blockIdx.x, j) + alpha * value_at(y, blockIdx.x, j));
 }
 
 ql_status ql_cuda_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {

@@ -11,12 +11,15 @@ enum { WARPS = 8 };
 static __global__ void rmsnorm_kernel(ql_mat x, ql_mat weight, float eps, ql_mat y) {
     __shared__ double sums[WARPS];
     int64_t d = weight.cols, runs = x.cols / d, row = blockIdx.x / runs, run = blockIdx.x % runs;
-    const float *from = row_of<float>(x, row) + run * d, *w = row_of<float>(weight, 0);
-    float *to = row_of<float>(y, row) + run * d;
+    const float *w = row_of<float>(weight, 0);
     double sum = 0;
-    for (int64_t i = threadIdx.x; i < d; i += WARPS * WARP) sum = fma((double)from[i], (double)from[i], sum);
+    for (int64_t i = threadIdx.x; i < d; i += WARPS * WARP) {
+        double value = value_at(x, row, run * d + i);
+        sum = fma(value, value, sum);
+    }
     float factor = (float)(1 / sqrt(block_sum<WARPS>(sum, sums) / (double)d + eps));
-    for (int64_t i = threadIdx.x; i < d; i += WARPS * WARP) to[i] = from[i] * factor * w[i];
+    for (int64_t i = threadIdx.x; i < d; i += WARPS * WARP)
+        put_value(y, row, run * d + i, value_at(x, row, run * d + i) * factor * w[i]);
 }
 
 ql_status ql_cuda_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_mat y) {
@@ -31,13 +34,11 @@ ql_status ql_cuda_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_ma
 static __global__ void rope_kernel(ql_mat x, ql_mat position, ql_mat cos, ql_mat sin) {
     int64_t half = cos.cols, pairs = x.cols / 2, at = row_of<int32_t>(position, 0)[blockIdx.x];
     const float *c = row_of<float>(cos, at), *s = row_of<float>(sin, at);
-    float *row = row_of<float>(x, blockIdx.x);
     for (int64_t p = threadIdx.x; p < pairs; p += WARPS * WARP) {
-        int64_t head = p / half, i = p % half;
-        float *a = row + head * 2 * half + i, *b = a + half;
-        float first = *a, second = *b;
-        *a = first * c[i] - second * s[i];
-        *b = second * c[i] + first * s[i];
+        int64_t i = p % half, a = p / half * 2 * half + i, b = a + half;
+        float first = value_at(x, blockIdx.x, a), second = value_at(x, blockIdx.x, b);
+        put_value(x, blockIdx.x, a, first * c[i] - second * s[i]);
+        put_value(x, blockIdx.x, b, second * c[i] + first * s[i]);
     }
 }
 

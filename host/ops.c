@@ -80,25 +80,25 @@ ql_status ql_qgemm(ql_ctx *ctx, ql_mat x, const ql_qweight *w, ql_mat bias, ql_m
 }
 
 ql_status ql_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x) {
-    QL_TRY(check_mat("embed: table", table, QL_F32, ANY, ANY));
+    QL_TRY(check_activations("embed: table", table, ANY, ANY));
     QL_TRY(check_mat("embed: ids", ids, QL_I32, 1, ANY));
-    QL_TRY(check_mat("embed: x", x, QL_F32, ids.cols, table.cols));
+    QL_TRY(check_mat("embed: x", x, table.dtype, ids.cols, table.cols));
     return x.rows && x.cols ? ctx->ops->embed(ctx, table, ids, x) : QL_OK;
 }
 
 ql_status ql_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_mat y) {
-    QL_TRY(check_mat("rmsnorm: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_activations("rmsnorm: x", x, ANY, ANY));
     QL_TRY(check_mat("rmsnorm: weight", weight, QL_F32, 1, ANY));
     QL_TRY(check_positive("rmsnorm: columns of weight", weight.cols));
     if (x.cols % weight.cols)
         return ql_fail(QL_INVALID, "rmsnorm: x has %lld columns, expected a multiple of %lld, the columns of weight",
                        (long long)x.cols, (long long)weight.cols);
-    QL_TRY(check_mat("rmsnorm: y", y, QL_F32, x.rows, x.cols));
+    QL_TRY(check_mat("rmsnorm: y", y, x.dtype, x.rows, x.cols));
     return y.rows && y.cols ? ctx->ops->rmsnorm(ctx, x, weight, eps, y) : QL_OK;
 }
 
 ql_status ql_rope(ql_ctx *ctx, ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin) {
-    QL_TRY(check_mat("rope: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_activations("rope: x", x, ANY, ANY));
     QL_TRY(check_positive("rope: heads", heads));
     if (x.cols % heads || x.cols / heads % 2)
         return ql_fail(QL_INVALID, "rope: x has %lld columns, expected %lld heads of an even size", (long long)x.cols,
@@ -161,15 +161,15 @@ ql_status ql_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const q
 }
 
 ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
-    QL_TRY(check_mat("swiglu: gate", gate, QL_F32, ANY, ANY));
-    QL_TRY(check_mat("swiglu: up", up, QL_F32, gate.rows, gate.cols));
-    QL_TRY(check_mat("swiglu: y", y, QL_F32, gate.rows, gate.cols));
+    QL_TRY(check_activations("swiglu: gate", gate, ANY, ANY));
+    QL_TRY(check_mat("swiglu: up", up, gate.dtype, gate.rows, gate.cols));
+    QL_TRY(check_mat("swiglu: y", y, gate.dtype, gate.rows, gate.cols));
     return y.rows && y.cols ? ctx->ops->swiglu(ctx, gate, up, y) : QL_OK;
 }
 
 ql_status ql_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
-    QL_TRY(check_mat("add: x", x, QL_F32, ANY, ANY));
-    QL_TRY(check_mat("add: y", y, QL_F32, x.rows, x.cols));
+    QL_TRY(check_activations("add: x", x, ANY, ANY));
+    QL_TRY(check_mat("add: y", y, x.dtype, x.rows, x.cols));
     return x.rows && x.cols ? ctx->ops->add(ctx, x, alpha, y) : QL_OK;
 }
 

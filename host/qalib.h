@@ -167,15 +167,17 @@ QL_API ql_status ql_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y)
 /* The same with a quantized weight, which is expanded tile by tile, never as a whole. */
 QL_API ql_status ql_qgemm(ql_ctx *ctx, ql_mat x, const ql_qweight *w, ql_mat bias, ql_mat y);
 
-/* x[i] = table[ids[i]].   table [v][h] F32, ids [1][m] I32 in 0 .. v-1, x [m][h] F32. */
+/* The next six operations take activations in F32 or, all of them, in BF16: computed in F32, rounded once when they are stored. */
+
+/* x[i] = table[ids[i]].   table [v][h], x [m][h] F32 or BF16, ids [1][m] I32 in 0 .. v-1. */
 QL_API ql_status ql_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x);
 
 /* y = x / sqrt(mean(x^2) + eps) * weight, over runs of `weight.cols` values: a row may hold several heads.
- * x, y [m][heads * d] F32, weight [1][d] F32; y may be x. */
+ * x, y [m][heads * d] F32 or BF16, weight [1][d] F32; y may be x. */
 QL_API ql_status ql_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_mat y);
 
-/* Rotary embedding in place, the halves of a head paired (Hugging Face order).   x [m][heads * d] F32,
- * position [1][m] I32, cos and sin [positions][d / 2] F32. */
+/* Rotary embedding in place, the halves of a head paired (Hugging Face order).   x [m][heads * d] F32 or
+ * BF16, position [1][m] I32, cos and sin [positions][d / 2] F32. */
 QL_API ql_status ql_rope(ql_ctx *ctx, ql_mat x, int64_t heads, ql_mat position, ql_mat cos, ql_mat sin);
 
 /* Causal attention within each sequence; query head h reads key/value head h / (heads / kv_heads).
@@ -194,10 +196,10 @@ QL_API ql_status ql_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const q
 QL_API ql_status ql_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_attention_shape *shape,
                                      ql_mat out);
 
-/* y = gate / (1 + exp(-gate)) * up, all [m][f] F32; y may be gate. */
+/* y = gate / (1 + exp(-gate)) * up, all [m][f] F32 or BF16; y may be gate. */
 QL_API ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y);
 
-/* x += alpha y, both [m][h] F32. */
+/* x += alpha y, both [m][h] F32 or BF16. */
 QL_API ql_status ql_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y);
 
 /* dst = src, between F32, F16, BF16 and F64, to nearest even; out of range becomes infinite. */

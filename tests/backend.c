@@ -41,6 +41,16 @@ ql_mat outliers(backend *b, int64_t rows, int64_t cols, uint64_t seed) {
     return mat;
 }
 
+static ql_mat copied(backend *b, ql_mat mat, ql_dtype dtype) {
+    ql_mat copy = poisoned(b, dtype, mat.rows, mat.cols);
+    for (int64_t r = 0; r < mat.rows; r++)
+        for (int64_t c = 0; c < mat.cols; c++) ref_put(copy, r, c, ref_at(mat, r, c));
+    return copy;
+}
+
+ql_mat narrowed(backend *b, ql_mat mat) { return copied(b, mat, QL_BF16); }
+ql_mat widened(backend *b, ql_mat mat) { return copied(b, mat, QL_F32); }
+
 ql_mat integers(backend *b, int64_t count, const int32_t *values) {
     ql_mat mat = poisoned_dense(b, QL_I32, 1, count);
     memcpy(mat.data, values, (size_t)count * sizeof *values);

@@ -39,6 +39,9 @@ ql_mat poisoned_with(backend *b, ql_dtype dtype, int64_t rows, int64_t cols, int
 /* Host F32 matrices: standard normal values; the same with every 100th column a hundred times larger. */
 ql_mat normal(backend *b, int64_t rows, int64_t cols, uint64_t seed);
 ql_mat outliers(backend *b, int64_t rows, int64_t cols, uint64_t seed);
+/* A host matrix in BF16, rounded, and back. */
+ql_mat narrowed(backend *b, ql_mat mat);
+ql_mat widened(backend *b, ql_mat mat);
 /* Host vector [1][count] of integers. */
 ql_mat integers(backend *b, int64_t count, const int32_t *values);
 

@@ -64,6 +64,31 @@ static void swiglu_keeps_nan(void **state) {
     for (int64_t c = 0; c < 40; c++) assert_int_equal(!!isnan(ref_at(gate, 0, c)), c == 7);
 }
 
+/* In BF16: the bits of the F32 operation on the same values, rounded once. */
+static void elementwise_in_bf16(void **state) {
+    backend *b = *state;
+    ql_mat gate = narrowed(b, outliers(b, 33, 259, 3)), up = narrowed(b, normal(b, 33, 259, 4)), x = widened(b, gate);
+    ql_mat dgate = upload(b, gate), dup = upload(b, up), dx = upload(b, x), dy = upload(b, widened(b, up));
+    assert_ok(ql_swiglu(b->ctx, dgate, dup, dgate));
+    assert_ok(ql_swiglu(b->ctx, dx, dy, dx));
+    download(b, dgate, gate);
+    download(b, dx, x);
+    assert_same_bits(gate, narrowed(b, x));
+    x = widened(b, gate), dx = upload(b, x);
+    assert_ok(ql_add(b->ctx, dgate, -0.7f, dup));
+    assert_ok(ql_add(b->ctx, dx, -0.7f, dy));
+    download(b, dgate, gate);
+    download(b, dx, x);
+    assert_same_bits(gate, narrowed(b, x));
+    const int32_t ids[] = {6, 0, 32, 3, 6};
+    ql_mat rows = poisoned(b, QL_BF16, 5, 259), drows = upload(b, rows);
+    assert_ok(ql_embed(b->ctx, dup, upload(b, integers(b, 5, ids)), drows));
+    download(b, drows, rows);
+    for (int64_t r = 0; r < 5; r++) assert_same_bits(ql_rows(rows, r, 1), ql_rows(up, ids[r], 1));
+    assert_refused(ql_add(b->ctx, dx, 1, dgate), QL_INVALID, "y: is BF16, expected F32");
+    assert_refused(ql_swiglu(b->ctx, dgate, dx, dgate), QL_INVALID, "up: is F32, expected BF16");
+}
+
 /* Two roundings, one of the product and one of the sum: every backend gives their bits. */
 static void add_rounds_twice(void **state) {
     backend *b = *state;
@@ -232,6 +257,7 @@ static void find_nonfinite_of_nothing(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(embed_picks_rows),
+        cmocka_unit_test(elementwise_in_bf16),
         cmocka_unit_test(swiglu_odd_sizes),
         cmocka_unit_test(swiglu_whole_range),
         cmocka_unit_test(swiglu_keeps_nan),

@@ -76,6 +76,36 @@ static void rope_odd_sizes(void **state) {
     check_rope(*state, 17, 2, 128);
 }
 
+/* In BF16: the bits of the F32 operation on the same values, rounded once. */
+static void check_bf16_norm(backend *b, ql_mat half, int64_t d) {
+    ql_mat dw = upload(b, normal(b, 1, d, 9)), x = widened(b, half), dx = upload(b, x), dhalf = upload(b, half);
+    assert_ok(ql_rmsnorm(b->ctx, dx, dw, 1e-5f, dx));
+    assert_ok(ql_rmsnorm(b->ctx, dhalf, dw, 1e-5f, dhalf));
+    download(b, dx, x);
+    download(b, dhalf, half);
+    assert_same_bits(half, narrowed(b, x));
+}
+
+static void rmsnorm_in_bf16(void **state) {
+    check_bf16_norm(*state, narrowed(*state, outliers(*state, 65, 259, 3)), 259);
+    check_bf16_norm(*state, narrowed(*state, normal(*state, 9, 5 * 24, 4)), 24);
+}
+
+static void rope_in_bf16(void **state) {
+    backend *b = *state;
+    ql_mat half = narrowed(b, normal(b, 17, 3 * 24, 6)), x = widened(b, half), dhalf = upload(b, half),
+           dx = upload(b, x);
+    ql_mat cosines = upload(b, normal(b, 17, 12, 7)), sines = upload(b, normal(b, 17, 12, 8)),
+           at = poisoned_dense(b, QL_I32, 1, 17);
+    for (int64_t r = 0; r < 17; r++) ref_put(at, 0, r, (double)(16 - r));
+    at = upload(b, at);
+    assert_ok(ql_rope(b->ctx, dx, 3, at, cosines, sines));
+    assert_ok(ql_rope(b->ctx, dhalf, 3, at, cosines, sines));
+    download(b, dx, x);
+    download(b, dhalf, half);
+    assert_same_bits(half, narrowed(b, x));
+}
+
 static void rope_refuses_what_does_not_fit(void **state) {
     backend *b = *state;
     const int32_t late[] = {0, 4}, early[] = {-1, 0};
@@ -103,6 +133,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rmsnorm_odd_sizes),    cmocka_unit_test(rmsnorm_per_head),
         cmocka_unit_test(rmsnorm_extreme_rows), cmocka_unit_test(rmsnorm_refuses_what_does_not_fit),
+        cmocka_unit_test(rmsnorm_in_bf16),      cmocka_unit_test(rope_in_bf16),
         cmocka_unit_test(rope_odd_sizes),       cmocka_unit_test(rope_refuses_what_does_not_fit),
     };
     return run_on_backends(tests);

@@ -1,6 +1,6 @@
 /* Operations without sums: threads share rows. */
 #include "host/cpu/exp.h"
-#include "host/mat.h"
+#include "host/cpu/value.h"
 #include "host/ops.h"
 #include "host/status.h"
 
@@ -12,29 +12,35 @@ ql_status ql_cpu_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x) {
                            (long long)table.rows);
 #pragma omp parallel for schedule(static) num_threads(ctx->threads)
     for (int64_t r = 0; r < x.rows; r++)
-        memcpy((float *)x.data + r * x.ld, (const float *)table.data + id[r] * table.ld,
-               (size_t)x.cols * sizeof(float));
+        memcpy(ql_rows(x, r, 1).data, ql_rows(table, id[r], 1).data, (size_t)x.cols * ql_dtype_size(x.dtype));
     return QL_OK;
+}
+
+static inline void swiglu_row(const void *gate, const ql_dtype dtype, const void *up, int64_t cols, void *y) {
+#pragma omp simd
+    for (int64_t i = 0; i < cols; i++) {
+        float g = ql_value(gate, dtype, i);
+        ql_put_value(y, dtype, i, g / (1.0f + ql_exp_f32(-g)) * ql_value(up, dtype, i));
+    }
 }
 
 ql_status ql_cpu_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
 #pragma omp parallel for schedule(static) num_threads(ctx->threads)
-    for (int64_t r = 0; r < y.rows; r++) {
-        const float *g = (const float *)gate.data + r * gate.ld, *u = (const float *)up.data + r * up.ld;
-        float *out = (float *)y.data + r * y.ld;
-#pragma omp simd
-        for (int64_t i = 0; i < y.cols; i++) out[i] = g[i] / (1.0f + ql_exp_f32(-g[i])) * u[i];
-    }
+    for (int64_t r = 0; r < y.rows; r++)
+        QL_BY_TYPE(y.dtype, swiglu_row, ql_rows(gate, r, 1).data, ql_rows(up, r, 1).data, y.cols,
+                   ql_rows(y, r, 1).data);
     return QL_OK;
+}
+
+static inline void add_row(void *sum, const ql_dtype dtype, float alpha, const void *term, int64_t cols) {
+    for (int64_t i = 0; i < cols; i++)
+        ql_put_value(sum, dtype, i, ql_value(sum, dtype, i) + alpha * ql_value(term, dtype, i));
 }
 
 ql_status ql_cpu_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
 #pragma omp parallel for schedule(static) num_threads(ctx->threads)
-    for (int64_t r = 0; r < x.rows; r++) {
-        float *sum = (float *)x.data + r * x.ld;
-        const float *term = (const float *)y.data + r * y.ld;
-        for (int64_t i = 0; i < x.cols; i++) sum[i] += alpha * term[i];
-    }
+    for (int64_t r = 0; r < x.rows; r++)
+        QL_BY_TYPE(x.dtype, add_row, ql_rows(x, r, 1).data, alpha, ql_rows(y, r, 1).data, x.cols);
     return QL_OK;
 }
 
