@@ -2,8 +2,8 @@
  *
  *   W is the A operand of the tensor core and x its B operand: a product takes 16 outputs and as few as 8 tokens, so that few tokens waste
  *   nothing, and a lane's codes of a tile are one load (host/tiles.h).
- *   A block makes a tile of ROWS outputs x TOKENS tokens.  It walks along k in steps of DEPTH inputs; cp.async, or on sm_90 bulk copies
- *   that one warp begins, bring the codes, scales and inputs of the next steps into STAGES stages of shared memory while the warps
+ *   A block makes a tile of ROWS outputs x TOKENS tokens.  It walks along k in steps of DEPTH inputs; cp.async, or for few tokens on sm_90
+ *   bulk copies that one warp begins, bring the codes, scales and inputs of the next steps into STAGES stages of shared memory while the warps
  *   multiply.  Of its warps, 4 side by side hold 16 outputs each (ROW_TILES times), K_WARPS take 64 inputs each of a step, and
  *   TOKEN_WARPS share the tokens.  Beyond the ends of k nothing is copied and nothing multiplied; what lies in shared memory for outputs
  *   and tokens that do not exist reaches only sums that are never stored.
@@ -38,6 +38,7 @@ template <int ROW_TILES_, int K_WARPS_, int TOKEN_WARPS_, int TOKEN_TILES_> stru
         ROWS = QL_TILE * ROW_TILES,
         TOKENS = 8 * TOKEN_WARPS * TOKEN_TILES,
         DEPTH = QL_TILE * K_WARPS,
+        BULK = TOKENS <= 16, /* the lanes of the one warp begin bulk copies one by one: not for many rows of x */
         HOLDERS = 4 * WARP * TOKEN_WARPS, /* threads that hold a whole tile of sums between them */
         THREADS = HOLDERS * K_WARPS
     };
@@ -431,9 +432,9 @@ static __device__ __forceinline__ void finish_tile(const codes_job &job, int64_t
 }
 
 /* An image is compiled for one way of copying: that of sm_90 alone has bulk copies (newer GPUs run what was made for sm_80). */
-template <bool BULK> static __device__ __forceinline__ constexpr bool codes_compiled() {
+template <bool BULK, class Shape> static __device__ __forceinline__ constexpr bool codes_compiled() {
 #ifdef __CUDA_ARCH__
-    return BULK == (__CUDA_ARCH__ == 900);
+    return BULK == (Shape::BULK && __CUDA_ARCH__ == 900);
 #else
     return true;
 #endif
@@ -441,7 +442,7 @@ template <bool BULK> static __device__ __forceinline__ constexpr bool codes_comp
 
 template <bool BULK, class Codes, class Shape>
 static __global__ void __launch_bounds__(Shape::THREADS, 1) codes_kernel(const codes_job job) {
-    if constexpr (codes_compiled<BULK>()) {
+    if constexpr (codes_compiled<BULK, Shape>()) {
         typedef codes_memory<Codes, Shape> memory;
         typedef typename Codes::sum sum;
         DYNAMIC_SHARED(shared);
@@ -539,7 +540,7 @@ template <class Shape> static size_t codes_workspace(const ql_product *p, int64_
 template <class Codes, class Shape>
 static ql_status launch_codes(const codes_job *job, bool bulk, cudaStream_t stream) {
     typedef void kernel(codes_job);
-    kernel *const codes = bulk ? codes_kernel<true, Codes, Shape> : codes_kernel<false, Codes, Shape>;
+    kernel *const codes = bulk ? codes_kernel<Shape::BULK, Codes, Shape> : codes_kernel<false, Codes, Shape>;
     kernel *const add_parts = add_parts_kernel<typename Codes::sum, Shape>;
     LAUNCH_SHARED(stream, codes, job->split.workers, Shape::THREADS, (codes_memory<Codes, Shape>::BYTES), *job);
     if (ql_split_slots(job->split)) LAUNCH_ON(stream, add_parts, job->split.tiles, Shape::HOLDERS, *job);

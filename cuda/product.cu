@@ -12,6 +12,7 @@ static const struct {
     {&ql_product_dense, 1},
     {ql_fp8_kernels, QL_FP8_KERNELS},
     {ql_int8_kernels, QL_INT8_KERNELS},
+    {&ql_codes_dense, 1},
     {ql_w3a16_kernels, QL_W3A16_KERNELS},
     {ql_w4a16_kernels, QL_W4A16_KERNELS},
     {ql_w4a8_kernels, QL_W4A8_KERNELS},

@@ -12,6 +12,7 @@ extern const ql_kernel ql_int8_kernels[QL_INT8_KERNELS];
 extern const ql_kernel ql_w3a16_kernels[QL_W3A16_KERNELS]; /* codes of 2, 3 or 8 bits times halves */
 extern const ql_kernel ql_w4a16_kernels[QL_W4A16_KERNELS]; /* codes of 4 bits times halves or E4M3 */
 extern const ql_kernel ql_w4a8_kernels[QL_W4A8_KERNELS];   /* codes of 4 bits times I8 */
+extern const ql_kernel ql_codes_dense;                     /* codes times 1024 tokens and more, where FAST allows it */
 extern const ql_kernel ql_product_dense;                   /* through cuBLASLt */
 extern const ql_kernel ql_product_any;                     /* every product, on every GPU, slowly */
 }

@@ -150,19 +150,18 @@ static uint32_t alignment_of(const void *data) {
     return (uint32_t)(address & (~address + 1));
 }
 
-/* The planned algorithm where it is right for these addresses and leading dimensions. */
-static ql_status algorithm_for(const dense_plan *dense, dense_call *call, const ql_arguments *a,
-                               cublasLtMatmulAlgo_t *algorithm) {
-    const uint32_t x = alignment_of(a->x.data), y = alignment_of(a->y.data);
+ql_status ql_dense_algorithm(cublasLtHandle_t blas, dense_call *call, const cublasLtMatmulAlgo_t *planned,
+                             const void *x, const void *y, cublasLtMatmulAlgo_t *algorithm) {
+    const uint32_t x_alignment = alignment_of(x), y_alignment = alignment_of(y);
     cublasLtMatmulHeuristicResult_t answer;
     int count;
-    *algorithm = dense->algorithm[ql_dense_bucket(a->x.rows)];
-    if (x == ALIGNMENT && y == ALIGNMENT &&
-        cublasLtMatmulAlgoCheck(dense->blas, &call->operation, &call->w, &call->x, &call->y, &call->y, algorithm,
-                                &answer) == CUBLAS_STATUS_SUCCESS &&
+    *algorithm = *planned;
+    if (x_alignment == ALIGNMENT && y_alignment == ALIGNMENT &&
+        cublasLtMatmulAlgoCheck(blas, &call->operation, &call->w, &call->x, &call->y, &call->y, algorithm, &answer) ==
+            CUBLAS_STATUS_SUCCESS &&
         answer.workspaceSize <= WORKSPACE)
         return QL_OK;
-    QL_TRY(ql_dense_ask(dense->blas, call, x < y ? x : y, 1, &answer, &count));
+    QL_TRY(ql_dense_ask(blas, call, x_alignment < y_alignment ? x_alignment : y_alignment, 1, &answer, &count));
     *algorithm = answer.algo;
     return QL_OK;
 }
@@ -175,7 +174,8 @@ static ql_status run(const ql_plan *plan, const ql_arguments *a, void *workspace
     cublasLtMatmulAlgo_t algorithm;
     dense_call call;
     QL_TRY(ql_dense_describe(&call, p, a->x.rows, a->x.ld, a->y.ld, bias));
-    QL_TRY(algorithm_for(dense, &call, a, &algorithm));
+    QL_TRY(ql_dense_algorithm(dense->blas, &call, &dense->algorithm[ql_dense_bucket(a->x.rows)], a->x.data, a->y.data,
+                              &algorithm));
     if (bias)
         LAUNCH_ON(stream, round_bias_kernel, ql_ceil_div(p->n, 256), 256, (const float *)a->bias.data, p->n, p->y,
                   bias);

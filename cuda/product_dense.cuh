@@ -19,6 +19,10 @@ ql_status ql_dense_describe(dense_call *call, const ql_product *product, int64_t
 ql_status ql_dense_ask(cublasLtHandle_t blas, dense_call *call, uint32_t alignment, int most,
                        cublasLtMatmulHeuristicResult_t *answers, int *count);
 
+/* The planned algorithm where it is right for these addresses and leading dimensions, else another. */
+ql_status ql_dense_algorithm(cublasLtHandle_t blas, dense_call *call, const cublasLtMatmulAlgo_t *planned,
+                             const void *x, const void *y, cublasLtMatmulAlgo_t *algorithm);
+
 ql_status ql_dense_multiply(cublasLtHandle_t blas, dense_call *call, const cublasLtMatmulAlgo_t *algorithm,
                             const void *w, const void *x, void *y, void *workspace, cudaStream_t stream);
 

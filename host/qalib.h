@@ -400,7 +400,8 @@ QL_API ql_status ql_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_
  * once, to nearest even: beyond the range of F16 and BF16 becomes infinite, of F8_E4M3 becomes +-448.  (Dense products on a GPU
  * round the bias to y's type before.) */
 
-/* FP8 on tensor cores: partial sums are added to FP32 every 128 inputs, or never (about 14 bits of each partial sum remain). */
+/* FP8 on tensor cores: partial sums are added to FP32 every 128 inputs, or never (about 14 bits of each partial sum remain).  Codes times
+ * halves: with FAST, (code - zero) * scale may be rounded to x's type for many tokens. */
 typedef enum ql_accumulation { QL_PROMOTE, QL_FAST } ql_accumulation;
 
 /* Same bits for the same call; or also for a row of x in whatever batch it stands (one kernel, and one order of sums, for all m). */

@@ -109,6 +109,22 @@ static void outlying_inputs(void **state) {
     }
 }
 
+/* Weights rounded to x's type: errors of at most 2^-9 or 2^-12 of a weight, even over that, have a root mean square of the bound over
+ * the square root of 3. */
+static void rounded_weights_where_allowed(void **state) {
+    backend *b = *state;
+    const int64_t m = 1026;
+    for (int i = 0; i < 4; i++) {
+        ql_product p = w4a16(70, 96, 32);
+        p.m_max = 1100, p.accumulate = QL_FAST, p.x = i % 2 ? QL_F16 : QL_BF16, p.zero_points = p.ordered = i / 2;
+        operands o = make_operands(b, p, m);
+        if (!is_cpu(b)) assert_kernel(b, p, m, "codes.cublaslt");
+        assert_close(run_product(b, &o), truth_of(b, &o), p.x == QL_F16 ? 0x1p-12 : 0x1p-9);
+        p.accumulate = QL_PROMOTE;
+        if (!is_cpu(b)) assert_kernel(b, p, m, "w4a16.128");
+    }
+}
+
 /* ---- integers ----------------------------------------------------------------------------------------------------------------- */
 
 static void bytes_and_groups(void **state) {
@@ -189,6 +205,7 @@ int main(void) {
         cmocka_unit_test(more_groups_than_inputs_per_group),
         cmocka_unit_test(deep_and_wide),
         cmocka_unit_test(outlying_inputs),
+        cmocka_unit_test(rounded_weights_where_allowed),
         cmocka_unit_test(bytes_and_groups),
         cmocka_unit_test(bytes_sum_exactly),
         cmocka_unit_test(f8_inputs),
