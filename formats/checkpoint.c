@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "formats/checkpoint_gguf.h"
+#include "formats/gguf.h"
 #include "formats/json.h"
 #include "host/log.h"
 
@@ -23,6 +25,7 @@ struct checkpoint {
     const st_tensor **tensors; /* of all files, by name */
     int64_t count;
     uint64_t bytes;
+    gguf_checkpoint *gguf; /* NULL: a directory */
 };
 
 /* ---- paths ------------------------------------------------------------------------------------------------------------- */
@@ -271,12 +274,23 @@ static ql_status open_dir(checkpoint *ck, const char *dir) {
     return open_weights(ck);
 }
 
+/* A file instead of a directory: what it says about itself stands in for config.json and index. */
+static ql_status open_file(checkpoint *ck, const char *path) {
+    QL_TRY(ql_arena_open(NULL, &ck->arena));
+    QL_TRY(ql_arena_string(ck->arena, path, &ck->dir));
+    QL_TRY(ql_arena_string(ck->arena, path, &ck->root));
+    QL_TRY(gguf_checkpoint_open(path, ck->arena, &ck->gguf, &ck->config, &ck->tensors, &ck->count));
+    qsort(ck->tensors, (size_t)ck->count, sizeof *ck->tensors, by_name);
+    ck->bytes = gguf_checkpoint_bytes(ck->gguf);
+    return QL_OK;
+}
+
 ql_status checkpoint_open(const char *dir, checkpoint **out) {
     *out = NULL;
     checkpoint *ck = ql_malloc(sizeof *ck);
     if (!ck) return ql_fail(QL_NOMEM, "%s: no memory", dir);
     *ck = (checkpoint){0};
-    ql_status status = open_dir(ck, dir);
+    ql_status status = gguf_is_file(dir) ? open_file(ck, dir) : open_dir(ck, dir);
     if (status == QL_OK) *out = ck;
     else checkpoint_close(ck);
     return status;
@@ -285,6 +299,7 @@ ql_status checkpoint_open(const char *dir, checkpoint **out) {
 void checkpoint_close(checkpoint *ck) {
     if (!ck) return;
     for (int64_t i = 0; i < ck->file_count; i++) st_close(&ck->files[i]);
+    gguf_checkpoint_close(ck->gguf);
     json_decref(ck->config);
     ql_arena_close(ck->arena);
     ql_mfree(ck);
@@ -307,5 +322,5 @@ const st_tensor *checkpoint_find(const checkpoint *ck, const char *name) {
 }
 
 ql_status checkpoint_read(const checkpoint *ck, const st_tensor *tensor, void *data) {
-    return st_read(file_of(ck, tensor), tensor, data);
+    return ck->gguf ? gguf_checkpoint_read(ck->gguf, tensor, data) : st_read(file_of(ck, tensor), tensor, data);
 }
