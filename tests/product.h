@@ -45,7 +45,7 @@ ql_mat result_of(backend *b, ql_mat y);
 
 /* All of them; and the same bits with another number of threads.  Returns y in host memory. */
 ql_mat run_product(backend *b, const operands *o);
-/* run_product is within bound_of of truth_of. */
+/* run_product is within bound_of of truth_of, for normal values of x and for some a hundred times larger. */
 void check_product(backend *b, ql_product p, int64_t m);
 
 #endif

@@ -1,6 +1,7 @@
 /* Packed weights and plans: what is refused, which damage is found, and offsets beyond 2^31. */
 #include "tests/product.h"
 
+#include "host/fault.h"
 #include "host/product.h"
 #include "tests/ref.h"
 
@@ -281,6 +282,36 @@ static void weight_of_another_product_is_refused(void **state) {
     ql_plan_free(plan);
 }
 
+/* ---- memory that runs out ------------------------------------------------------------------------------------------------ */
+
+#ifdef QL_FAULTS
+static ql_status plan_pack_and_unpack(backend *b, const operands *o, const ql_weight *weight, void *packed) {
+    ql_plan *plan;
+    ql_status status = ql_plan_make(b->ctx, &o->p, &plan);
+    if (status == QL_OK) status = ql_pack_weight(b->ctx, plan, weight, packed);
+    if (status == QL_OK) status = ql_unpack_weight(b->ctx, plan, packed, weight);
+    ql_plan_free(plan);
+    return status;
+}
+
+static void every_failed_allocation_is_reported(void **state) {
+    backend *b = *state;
+    packing t = begin_packing(b);
+    ql_weight device = weight_on_device(b, &t.o.weight);
+    ql_status status = QL_NOMEM;
+    for (long n = 1; status != QL_OK; n++) {
+        char setting[64];
+        snprintf(setting, sizeof setting, "malloc:%ld", n);
+        ql_fault_set(setting);
+        status = plan_pack_and_unpack(b, &t.o, &device, t.packed);
+        ql_fault_set(NULL);
+        if (status != QL_OK && status != QL_NOMEM) fail_msg("%s: %s", setting, ql_last_error());
+        assert_true(n < 100 && (n > 3 || status == QL_NOMEM)); /* the plan, and the order twice */
+    }
+    ql_plan_free(t.plan);
+}
+#endif
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plans_name_the_violated_constraint),
@@ -291,6 +322,9 @@ int main(void) {
         cmocka_unit_test(damage_is_found_wherever_it_is),
         cmocka_unit_test(damage_by_exchange_is_found),
         cmocka_unit_test(weight_of_another_product_is_refused),
+#ifdef QL_FAULTS
+        cmocka_unit_test(every_failed_allocation_is_reported),
+#endif
     };
     return run_on_backends(tests);
 }
