@@ -413,13 +413,13 @@ typedef struct ql_product {
     int64_t m_max;                  /* most tokens of one execution, 1 .. 2^31-1 */
     ql_dtype x, w, y;               /* w: U8 = codes of `bits` bits on a grid; else values */
     int bits;                       /* 2, 3, 4, 8 where w is U8 */
-    ql_scale_mode x_scale, w_scale; /* */
+    ql_scale_mode x_scale, w_scale; /* the table above says which go together */
     int64_t group;                  /* QL_SCALE_GROUP: 32, 64, 128 or k; the last group may be shorter */
-    ql_dtype scale;  /* QL_SCALE_GROUP: F16 or BF16, the format that keeps the scales (and must hold them exactly) */
-    int zero_points; /* codes have zero points, else all are 2^(bits-1) */
-    int x_zero;      /* x is U8 with one zero point per token, in 0 .. 255 */
-    int ordered;     /* QL_SCALE_GROUP: inputs belong to groups through a permutation (act-order) */
-    int bias;        /* bias [1][n] F32; not with y I32 */
+    ql_dtype scale;                 /* QL_SCALE_GROUP: F16 or BF16, which keeps the scales and must hold them exactly */
+    int zero_points;                /* codes have zero points, else all are 2^(bits-1) */
+    int x_zero;                     /* x is U8 with one zero point per token, in 0 .. 255 */
+    int ordered;                    /* QL_SCALE_GROUP: inputs belong to groups through a permutation (act-order) */
+    int bias;                       /* bias [1][n] F32; not with y I32 */
     ql_accumulation accumulate;
     ql_repeat repeat;
 } ql_product;
@@ -438,23 +438,22 @@ QL_API void ql_plan_free(ql_plan *plan); /* NULL is allowed */
 QL_API ql_status ql_plan_measure(ql_ctx *ctx, const ql_product *product, const char *file);
 QL_API ql_status ql_plan_make_measured(ql_ctx *ctx, const ql_product *product, const char *file, ql_plan **plan);
 
-QL_API const char *ql_plan_describe(const ql_plan *plan,
-                                    int64_t m);       /* the kernel that m tokens run through, "w4a16.sm80" */
-QL_API size_t ql_plan_workspace(const ql_plan *plan); /* bytes of workspace, whatever m */
-QL_API size_t ql_plan_packed(const ql_plan *plan);    /* bytes of the packed weight */
+/* The kernel that m tokens run through ("w4a16.sm80"), bytes of workspace whatever m, and bytes of the packed weight. */
+QL_API const char *ql_plan_describe(const ql_plan *plan, int64_t m);
+QL_API size_t ql_plan_workspace(const ql_plan *plan);
+QL_API size_t ql_plan_packed(const ql_plan *plan);
 
 /* The weight in canonical form, in the memory of the context. */
 typedef struct ql_weight {
     ql_mat values; /* U8 [n][k], one code per byte; or `w` [n][k] */
     ql_mat scale;  /* F32: TENSOR [1][1], ROW [1][n], GROUP [n][G], BLOCK [ceil(n/128)][ceil(k/128)]; absent for NONE */
     ql_mat zero;   /* U8 [n][G] (ROW: G = 1) if `zero_points`, else absent */
-    ql_mat
-        order; /* I32 [1][k] if `ordered`: the group of each input; every group has `group` inputs, the last has the rest */
+    ql_mat order;  /* I32 [1][k] if `ordered`: the group of each input; `group` inputs in each, the rest in the last */
 } ql_weight;
 
 /* Writes the packed weight: it describes itself, depends on nothing but its input, and can be copied and stored as bytes.
  * `packed`: ql_plan_packed bytes, 256-byte aligned.  QL_INVALID for a code of 2^bits or more, a scale that `scale` cannot hold,
- * or groups of a wrong size.  These three wait for their result. */
+ * or groups of a wrong size; `packed` is no weight then.  These three functions wait for their result. */
 QL_API ql_status ql_pack_weight(ql_ctx *ctx, const ql_plan *plan, const ql_weight *weight, void *packed);
 /* The exact inverse, into matrices that the caller provides in `weight`. */
 QL_API ql_status ql_unpack_weight(ql_ctx *ctx, const ql_plan *plan, const void *packed, const ql_weight *weight);

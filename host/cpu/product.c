@@ -35,9 +35,7 @@ typedef struct tile {
     uint32_t largest; /* |value| so far, as its bits */
 } tile;
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t tile_rows(int64_t m) { return least(m, TILE_ROWS); }
+static int64_t tile_rows(int64_t m) { return ql_at_most(TILE_ROWS, m); }
 
 static size_t thread_floats(int64_t rows) { return (size_t)(rows * STEP + TILE_COLS * STEP + 2 * rows * TILE_COLS); }
 
@@ -69,7 +67,7 @@ static void sum_tile(const tile *t) {
     memset(t->sum, 0, (size_t)t->rows * TILE_COLS * sizeof *t->sum);
     memset(t->exact, 0, (size_t)t->rows * TILE_COLS * sizeof *t->exact);
     for (int64_t k0 = 0; k0 < k; k0 += STEP) {
-        int count = (int)least(STEP, k - k0);
+        int count = (int)ql_at_most(STEP, k - k0);
         ql_expand_x(t->plan, t->arguments, t->m0, t->rows, k0, count, t->x, STEP);
         ql_expand_w(t->plan, t->arguments->weight, t->n0, t->cols, k0, count, t->w, STEP);
         multiply(t, count, exact ? 0 : 1);
@@ -133,8 +131,9 @@ static void make_tile(tile *t) {
 
 static tile tile_at(const ql_plan *plan, const ql_arguments *arguments, int64_t m0, int64_t n0, float *buffers) {
     int64_t m = arguments->x.rows, rows = tile_rows(m);
-    tile t = {plan, arguments, m0, n0, (int)least(rows, m - m0), (int)least(TILE_COLS, plan->product.n - n0), 0,
-              0,    0,         0,  0};
+    tile t = {
+        plan, arguments, m0, n0, (int)ql_at_most(rows, m - m0), (int)ql_at_most(TILE_COLS, plan->product.n - n0), 0,
+        0,    0,         0,  0};
     t.x = buffers, t.w = t.x + rows * STEP, t.sum = t.w + TILE_COLS * STEP;
     t.exact = (int32_t *)(t.sum + rows * TILE_COLS);
     return t;
