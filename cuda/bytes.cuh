@@ -10,7 +10,7 @@
  *
  * A TYPE says what a byte is:
  *   SUM                           int32_t or float
- *   SHIFT                         what `prepare` subtracts from x where x is U8
+ *   SHIFT                         what prepare_x subtracts from U8
  *   operand                       four words of ldmatrix as operands of mma: prepare_w(bytes, product), prepare_x
  *   multiply(sum, a, b, half)     32 bytes of K: all of a, half 0 or 1 of b
  *   unit(product)                 what the sums have to be multiplied with */
@@ -98,7 +98,10 @@ static __device__ __forceinline__ float without_zero(const byte_job *, int64_t, 
 template <typename SUM>
 static __device__ __forceinline__ unsigned finish(const byte_job *j, int64_t token, int64_t output, SUM sum) {
     sum = without_zero(j, token, output, sum);
-    if (j->arguments.y.dtype == QL_I32) return row_of<int32_t>(j->arguments.y, token)[output] = (int32_t)sum, 0;
+    if (j->arguments.y.dtype == QL_I32) {
+        row_of<int32_t>(j->arguments.y, token)[output] = (int32_t)sum;
+        return 0;
+    }
     float value = ql_finished(&j->product, &j->packed, &j->arguments, token, output, (float)sum);
     ql_store_value(&j->arguments, token, output, value);
     return ql_f32_bits(value) & 0x7fffffffu;
