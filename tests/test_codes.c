@@ -94,6 +94,17 @@ static void deep_and_wide(void **state) {
     }
 }
 
+/* More steps per block than there are stages, so that each stage is filled several times: with cp.async, and with bulk copies, whose
+ * barriers then go from phase to phase. */
+static void stages_lap_after_lap(void **state) {
+    const char *const arch[] = {"80", "90"};
+    for (int i = 0; i < 4; i++) {
+        setenv("QALIB_EMULATED_ARCH", arch[i % 2], 1); /* 12 tiles of 5 steps for 5 blocks */
+        check_product(*state, i < 2 ? w4a16(705, 1280, 128) : w4a8(705, 1280, 64), i < 2 ? 3 : 12);
+        unsetenv("QALIB_EMULATED_ARCH");
+    }
+}
+
 /* A thousandth of the inputs is a hundred times larger. */
 static void outlying_inputs(void **state) {
     backend *b = *state;
@@ -204,6 +215,7 @@ int main(void) {
         cmocka_unit_test(every_tail_of_k),
         cmocka_unit_test(more_groups_than_inputs_per_group),
         cmocka_unit_test(deep_and_wide),
+        cmocka_unit_test(stages_lap_after_lap),
         cmocka_unit_test(outlying_inputs),
         cmocka_unit_test(rounded_weights_where_allowed),
         cmocka_unit_test(bytes_and_groups),
