@@ -12,15 +12,23 @@
  * Every sum is a chain of fused steps in the order of the positions.  So for k <= SUPER the codes are those of the plain loop bit
  * for bit; beyond, the product has its own order of additions, and a code next to a rounding tie may differ.
  *
- * Why 32 rows: two blocks (100 KiB each) share an SM, so 8192 rows are under way at once on 132 SMs and hide each other's column
- * chains, while 1024 rows still spread over 32 SMs; 64 rows would halve the reads of R, which already cost less than the chains.
+ * Why 32 rows: 73 KiB, so two blocks share any SM and three one of 227 KiB, 8192 rows are under way at once on 132 SMs and hide each
+ * other's column chains, while 1024 rows still spread over 32 SMs; 64 rows would halve the reads of R, which already cost less than the chains.
  * Why 1024 positions: the product reads all earlier errors once per superblock, 13 GB instead of 105 GB with 128 positions at
  * n = 8192, k = 28672, and is wide enough to fill the GPU.  The sums of a launch stay in L2.  Arithmetic: perf/LOG.md, "gptq on a GPU".
  * Errors stay in scratch [n][k] in the order of treatment; w and codes are addressed through `order`, so nothing is permuted
  * beforehand.   Twin: host/cpu/gptq.c. */
 #include "cuda/device.cuh"
 
-enum { SUPER = 1024, BLOCK = 128, PER_LANE = BLOCK / WARP, PER_WARP = 8, WARPS = 4, ROWS = WARPS * PER_WARP };
+enum {
+    SUPER = 1024,
+    BLOCK = 128,
+    DEPTH = 64,
+    PER_LANE = BLOCK / WARP,
+    PER_WARP = 8,
+    WARPS = 4,
+    ROWS = WARPS * PER_WARP
+};
 
 typedef struct solver {
     ql_mat w, r, order, codes;
@@ -33,7 +41,7 @@ typedef struct solver {
  * eight rows are two aligned loads. */
 enum { PITCH = ROWS + 4 };
 typedef struct tiles {
-    float r[BLOCK][BLOCK];
+    float r[DEPTH][BLOCK];     /* DEPTH positions at a time */
     float error[BLOCK][PITCH]; /* the weights, until they are rounded */
     float scale[BLOCK][PITCH];
     uint8_t code[BLOCK][PITCH]; /* the zero points, until then */
@@ -45,7 +53,7 @@ static __device__ __forceinline__ int64_t at_most(int64_t limit, int64_t left) {
 static __device__ void load_factor(const solver &s, int64_t first_row, int64_t first_col, tiles *t) {
     int64_t k = s.w.cols;
 #pragma unroll 8
-    for (int row = 0; row < BLOCK; row++) {
+    for (int row = 0; row < DEPTH; row++) {
         int64_t p = first_row + row, q = first_col + threadIdx.x;
         t->r[row][threadIdx.x] = p < k && q < k ? row_of<float>(s.r, p)[q] : 0;
     }
@@ -98,43 +106,46 @@ static __device__ __forceinline__ void feed_back(const float (&error)[PER_WARP],
     }
 }
 
-static __device__ void multiply(const tiles *t, int top, float (&sum)[PER_WARP][PER_LANE]) {
+/* The errors at positions begin .. begin + DEPTH - 1 of an earlier block. */
+static __device__ void multiply(const tiles *t, int begin, int top, float (&sum)[PER_WARP][PER_LANE]) {
 #pragma unroll 4
-    for (int p = 0; p < BLOCK; p++) {
-        float4 low = *(const float4 *)&t->error[p][top], high = *(const float4 *)&t->error[p][top + 4];
+    for (int p = 0; p < DEPTH; p++) {
+        const float *errors = &t->error[begin + p][top];
+        float4 low = *(const float4 *)errors, high = *(const float4 *)(errors + 4);
         float error[PER_WARP] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
         feed_back(error, t->r[p], sum);
     }
 }
 
-/* Rounds column p of the block, whose sums are sum[.][j] of lane `owner`.  Lane l works on row l % 8, and the first eight write:
- * after the shuffles, when all have read what they overwrite. */
+/* Rounds column p of the block, whose row of the factor is r and whose sums are sum[.][J] of one lane.  Lane l works on row l % 8, and
+ * the first eight write: after the shuffles, when all have read what they overwrite. */
 template <int J>
-static __device__ __forceinline__ void round_column(tiles *t, int p, int owner, int top, int maxq,
+static __device__ __forceinline__ void round_column(tiles *t, const float *r, int p, int top, int maxq,
                                                     float (&sum)[PER_WARP][PER_LANE]) {
     int lane = threadIdx.x % WARP, row = top + lane % PER_WARP;
     float own = 0, error[PER_WARP];
 #pragma unroll
     for (int i = 0; i < PER_WARP; i++) {
-        float other = __shfl_sync(0xffffffffu, sum[i][J], owner);
+        float other = __shfl_sync(0xffffffffu, sum[i][J], p / PER_LANE);
         if (lane % PER_WARP == i) own = other;
     }
     float w = t->error[p][row], scale = t->scale[p][row];
-    int zero = t->code[p][row], code = ql_encode(w + own / t->r[p][p], scale, zero, maxq);
+    int zero = t->code[p][row], code = ql_encode(w + own / r[p], scale, zero, maxq);
     float missed = w - ql_decode(code, scale, zero);
 #pragma unroll
     for (int i = 0; i < PER_WARP; i++) error[i] = __shfl_sync(0xffffffffu, missed, i);
     if (lane < PER_WARP) t->error[p][row] = missed, t->code[p][row] = (uint8_t)code;
-    feed_back(error, t->r[p], sum); /* sums of treated columns change too, nobody reads them again */
+    feed_back(error, r, sum); /* sums of treated columns change too, nobody reads them again */
 }
 
-static __device__ void solve(tiles *t, int size, int top, int maxq, float (&sum)[PER_WARP][PER_LANE]) {
-    for (int p = 0; p < size; p += PER_LANE) {
-        int owner = p / PER_LANE;
-        round_column<0>(t, p, owner, top, maxq, sum);
-        if (p + 1 < size) round_column<1>(t, p + 1, owner, top, maxq, sum);
-        if (p + 2 < size) round_column<2>(t, p + 2, owner, top, maxq, sum);
-        if (p + 3 < size) round_column<3>(t, p + 3, owner, top, maxq, sum);
+/* Positions begin .. end - 1 of the block, whose rows of the factor are there. */
+static __device__ void solve(tiles *t, int begin, int end, int top, int maxq, float (&sum)[PER_WARP][PER_LANE]) {
+    for (int p = begin; p < end; p += PER_LANE) {
+        const float(*r)[BLOCK] = &t->r[p - begin];
+        round_column<0>(t, r[0], p, top, maxq, sum);
+        if (p + 1 < end) round_column<1>(t, r[1], p + 1, top, maxq, sum);
+        if (p + 2 < end) round_column<2>(t, r[2], p + 2, top, maxq, sum);
+        if (p + 3 < end) round_column<3>(t, r[3], p + 3, top, maxq, sum);
     }
 }
 
@@ -150,26 +161,31 @@ static __device__ void start_sums(const solver &s, int64_t first_row, int64_t fi
                 first_row + i < s.w.rows && column + j < given ? row_of<float>(s.sums, first_row + i)[column + j] : 0;
 }
 
-static __global__ void __launch_bounds__(WARPS *WARP, 2) solve_super_kernel(solver s, int64_t first) {
+static __global__ void __launch_bounds__(WARPS *WARP, 3) solve_super_kernel(solver s, int64_t first) {
     DYNAMIC_SHARED(memory);
     tiles *t = (tiles *)memory;
     int64_t first_row = (int64_t)blockIdx.x * ROWS, end = first + at_most(SUPER, s.w.cols - first);
     int top = (int)(threadIdx.x / WARP) * PER_WARP;
     float sum[PER_WARP][PER_LANE];
     for (int64_t block = first; block < end; block += BLOCK) {
+        int size = (int)at_most(BLOCK, end - block);
         start_sums(s, first_row + top, block - first, first ? end - first : 0, sum);
         for (int64_t earlier = first; earlier < block; earlier += BLOCK) {
-            load_factor(s, earlier, block, t);
             load_errors(s, first_row, earlier, t);
+            for (int begin = 0; begin < BLOCK; begin += DEPTH) {
+                load_factor(s, earlier + begin, block, t);
+                __syncthreads();
+                multiply(t, begin, top, sum);
+                __syncthreads();
+            }
+        }
+        load_weights(s, first_row, block, t);
+        for (int begin = 0; begin < size; begin += DEPTH) {
+            load_factor(s, block + begin, block, t);
             __syncthreads();
-            multiply(t, top, sum);
+            solve(t, begin, (int)at_most(begin + DEPTH, size), top, (1 << s.grid.bits) - 1, sum);
             __syncthreads();
         }
-        load_factor(s, block, block, t);
-        load_weights(s, first_row, block, t);
-        __syncthreads();
-        solve(t, (int)at_most(BLOCK, end - block), top, (1 << s.grid.bits) - 1, sum);
-        __syncthreads();
         store_solution(s, first_row, block, t);
         __syncthreads();
     }
