@@ -47,7 +47,29 @@ ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len,
     return QL_OK;
 }
 
+ql_status forward_open_inputs(forward *f, int64_t max_rows, ql_arena *device) {
+    const model_config *c = f->config;
+    int64_t widest = c->hidden > c->intermediate ? c->hidden : c->intermediate;
+    if (c->heads * c->head_dim > widest) widest = c->heads * c->head_dim;
+    QL_TRY(ql_arena_mat(device, QL_F32, max_rows, widest, &f->rounded));
+    QL_TRY(ql_arena_mat(device, QL_U8, max_rows, widest, &f->codes));
+    return ql_arena_mat(device, QL_F32, max_rows, ql_groups(widest, FP8_BLOCK), &f->scale);
+}
+
+/* x becomes what a product of bytes sees of it. */
+static ql_status round_inputs(forward *f, const linear *lin, ql_mat *x) {
+    ql_values v = lin->inputs;
+    bool found = !ql_is_present(v.scale);
+    v.codes = ql_mat_of(f->codes.data, v.codes.dtype, x->rows, x->cols);
+    if (found && v.mode == QL_SCALE_ROW) v.scale = ql_mat_of(f->scale.data, QL_F32, 1, x->rows);
+    else if (found) v.scale = ql_mat_of(f->scale.data, QL_F32, x->rows, ql_groups(x->cols, v.group));
+    QL_TRY(found ? ql_quantize_dynamic(f->ctx, *x, &v) : ql_quantize_static(f->ctx, *x, &v));
+    *x = ql_mat_of(f->rounded.data, QL_F32, x->rows, x->cols);
+    return ql_dequantize_values(f->ctx, &v, *x);
+}
+
 ql_status linear_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
+    if (lin->inputs.mode != QL_SCALE_NONE && ql_is_present(f->rounded)) QL_TRY(round_inputs(f, lin, &x));
     if (ql_is_present(lin->q.codes)) return ql_qgemm(f->ctx, x, &lin->q, lin->bias, y);
     return ql_gemm(f->ctx, x, lin->w, lin->bias, y);
 }

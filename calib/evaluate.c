@@ -31,6 +31,7 @@ static ql_status run_blocks(ql_ctx *ctx, runner *r, const token_file *tokens, pr
     QL_TRY(ql_arena_open(ctx, &r->weights));
     QL_TRY(dataset_open(ctx, &r->model->config, tokens, DATASET_WHOLE_BLOCKS, r->device, &r->data));
     QL_TRY(forward_open(ctx, &r->model->config, tokens->seq_len, r->data.max_rows, r->device, &r->forward));
+    if (model_rounds_inputs(r->model)) QL_TRY(forward_open_inputs(&r->forward, r->data.max_rows, r->device));
     QL_TRY(dataset_embed(&r->data, r->model, r->weights));
     for (int64_t layer = 0; layer < r->model->config.layers; layer++) {
         block b;

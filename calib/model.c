@@ -105,6 +105,20 @@ ql_status linear_set_quantized(ql_ctx *ctx, const qmodule *q, ql_arena *device, 
     return q->g_idx ? upload_new(ctx, device, QL_I32, 1, q->k, q->g_idx, &to->grid.g_idx) : QL_OK;
 }
 
+/* E4M3 in blocks goes with inputs in groups of as many; everything else with one scale per token or for all. */
+static ql_status set_inputs(const model *m, const qmodule *q, ql_arena *device, linear *lin) {
+    ql_values *v = &lin->inputs;
+    if (m->scheme.activations == ACTIVATIONS_16) return QL_OK;
+    v->codes.dtype = q->type == CODE_E4M3 ? QL_F8_E4M3 : QL_I8;
+    v->group = FP8_BLOCK;
+    v->mode = m->scheme.activations == ACTIVATIONS_STATIC                        ? QL_SCALE_TENSOR
+              : q->type == CODE_E4M3 && q->group == FP8_BLOCK && q->k > q->group ? QL_SCALE_GROUP
+                                                                                 : QL_SCALE_ROW;
+    if (v->mode != QL_SCALE_TENSOR) return QL_OK;
+    if (!q->input_scale) return ql_fail(QL_FORMAT, "%s: its static input_scale is missing", q->name);
+    return upload_new(m->ctx, device, QL_F32, 1, 1, q->input_scale, &v->scale);
+}
+
 static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_arena *device, linear *lin) {
     char module[NAME_SIZE], name[NAME_SIZE + 8];
     int64_t n, k;
@@ -123,6 +137,7 @@ static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_are
     qmodule q;
     ql_status status = layout_decode(m->ck, &m->scheme, module, n, k, m->host, &q);
     if (status == QL_OK) status = linear_set_quantized(m->ctx, &q, device, lin);
+    if (status == QL_OK) status = set_inputs(m, &q, device, lin);
     ql_arena_release(m->host, mark);
     return status;
 }

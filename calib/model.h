@@ -11,6 +11,8 @@ typedef struct linear {
     ql_mat w;     /* F32 [n][k]; absent when quantized */
     ql_mat bias;  /* F32 [1][n] or absent */
     ql_qweight q; /* q.codes absent when dense */
+    /* How a runtime rounds its inputs: mode QL_SCALE_NONE: not at all; scale absent: found while it runs.  Type of codes, no memory. */
+    ql_values inputs;
 } linear;
 
 typedef struct block {
@@ -23,12 +25,17 @@ typedef struct model {
     ql_ctx *ctx;
     checkpoint *ck;
     model_config config;
-    bool quantized; /* the directory holds quantized modules, described by scheme */
+    bool quantized;    /* the directory holds quantized modules, described by scheme */
+    bool weights_only; /* inputs are not rounded, whatever the scheme says */
     layout_scheme scheme;
     ql_arena *host; /* lives as long as the model */
 } model;
 
 ql_status model_open(ql_ctx *ctx, const char *dir, model *out);
+
+static inline bool model_rounds_inputs(const model *m) {
+    return m->quantized && m->scheme.activations != ACTIVATIONS_16 && !m->weights_only;
+}
 void model_close(model *m);
 
 /* Tensors arrive as F32 in `device`, checked for shape and for NaN and infinity (QL_FORMAT names tensor and index). */

@@ -12,7 +12,9 @@ static void print_json(const evaluation *e, const model *m, const token_file *to
         json_pack("{s:f, s:f, s:I, s:s, s:I, s:I, s:s, s:s}", "perplexity", e->perplexity, "nll", e->nll, "n_tokens",
                   (json_int_t)e->n_tokens, "protocol", protocol, "n_rows", (json_int_t)tokens->n_seq, "seq_len",
                   (json_int_t)tokens->seq_len, "tokens_sha256", tokens->sha256, "device", ql_ctx_describe(ctx));
-    json_object_set_new(j, "weights", json_string(m->quantized ? "packed gptq" : m->config.torch_dtype));
+    json_object_set_new(j, "weights", json_string(m->quantized ? layout_method(&m->scheme) : m->config.torch_dtype));
+    json_object_set_new(j, "inputs",
+                        json_string(model_rounds_inputs(m) ? activation_names[m->scheme.activations] : "16 bits"));
     if (e->compared) {
         json_t *delta = json_array();
         for (int i = 0; i < e->n_buckets; i++) json_array_append_new(delta, json_real(e->position_delta[i]));
@@ -63,6 +65,7 @@ static ql_status run(const cli *args) {
     if (status == QL_OK) status = cli_open_ctx(args, &ctx);
     if (status == QL_OK) status = model_open(ctx, dir, &m);
     if (status == QL_OK && base_dir) status = model_open(ctx, base_dir, &base);
+    m.weights_only = cli_has(args, "weights-only");
     if (status == QL_OK) status = tokens_check_model(&tokens, path, dir, m.config.vocab);
     if (status == QL_OK && base_dir) status = compare(&m, &base);
     const model *with = base_dir ? &base : NULL;
@@ -79,9 +82,10 @@ static ql_status run(const cli *args) {
 }
 
 static const cli_option options[] = {
-    {"model", 'm', "DIR", true, "model directory: 16 or 32 bits, or GPTQ (runs through the packed product)"},
+    {"model", 'm', "DIR", true, "model directory: 16 or 32 bits, or quantized (codes run through the packed product)"},
     {"tokens", 't', "FILE", true, "token file (qalib tokenize); its rows are the windows"},
     {"base", 'b', "DIR", false, "also compare with this model: KL divergence, top-1 agreement, loss by position"},
+    {"weights-only", 0, NULL, false, "leave inputs in FP32 where the scheme rounds them to 8 bits"},
     {NULL, 0, NULL, false, NULL},
 };
 
