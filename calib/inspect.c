@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "calib/inspect_parts.h"
+#include "formats/gguf.h"
 #include "formats/layout.h"
 #include "formats/stats.h"
 #include "formats/tokens.h"
@@ -349,6 +351,7 @@ static ql_status inspect_any(const inspect_request *request, ql_arena *arena, js
         QL_TRY(is_store(request->path, arena, &store));
         return store ? inspect_store(request, arena, document) : inspect_directory(request, arena, document);
     }
+    if (gguf_is_file(request->path)) return inspect_gguf(request->path, arena, document);
     QL_TRY(has_hdf5_signature(request->path, &is_hdf5));
     return is_hdf5 ? inspect_hdf5(request, arena, document) : inspect_safetensors(request, arena, document);
 }

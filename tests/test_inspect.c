@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "calib/inspect.h"
+#include "formats/gguf.h"
 #include "host/file.h"
 
 static char dir[] = "/tmp/inspect_XXXXXX", path[64];
@@ -94,11 +95,45 @@ static void what_is_nothing(void **state) {
     assert_refused(inspect_path(&request, &document), QL_FORMAT, path);
 }
 
+/* Keys of every sort, and a shape the other way round than the file has it. */
+static void gguf_keys_and_tensors(void **state) {
+    (void)state;
+    const char *words[] = {"a", "b", "c"};
+    const uint8_t blocks[5 * 36] = {0};
+    inspect_request request = {.path = path};
+    json_t *document;
+    gguf_meta meta = {0};
+    gguf_writer *writer;
+    gguf_tensor t = {.name = "w", .type = gguf_block(QL_Q4_0), .rank = 2, .ne = {64, 5, 1, 1}};
+    assert_ok(gguf_put_string(&meta, "text", "value"));
+    assert_ok(gguf_put_array(&meta, "words", GGUF_STRING, words, 3));
+    assert_ok(gguf_put_f32(&meta, "infinite", INFINITY)); /* JSON has no word for it */
+    assert_ok(gguf_put_bool(&meta, "truth", true));
+    assert_ok(gguf_writer_open(path, &meta, &t, 1, &writer));
+    assert_ok(gguf_writer_append(writer, blocks, sizeof blocks));
+    assert_ok(gguf_writer_commit(writer, NULL));
+    gguf_meta_free(&meta);
+    assert_ok(inspect_path(&request, &document));
+    const json_t *keys = json_object_get(document, "metadata"), *first = tensor(document, 0);
+    assert_string_equal(json_string_value(json_object_get(document, "kind")), "gguf");
+    assert_string_equal(json_string_value(json_object_get(keys, "text")), "value");
+    assert_true(number(json_object_get(keys, "words"), "count") == 3);
+    assert_true(json_is_null(json_object_get(keys, "infinite")) && json_is_true(json_object_get(keys, "truth")));
+    assert_string_equal(json_string_value(json_object_get(first, "dtype")), "Q4_0");
+    const json_t *shape = json_object_get(first, "shape");
+    assert_true(json_integer_value(json_array_get(shape, 0)) == 5 &&
+                json_integer_value(json_array_get(shape, 1)) == 64);
+    assert_true(number(first, "bytes") == 180);
+    assert_true(number(json_object_get(json_object_get(document, "dtypes"), "Q4_0"), "elements") == 320);
+    json_decref(document);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tensors_and_their_statistics),
         cmocka_unit_test(nan_is_named_with_its_place),
         cmocka_unit_test(what_is_nothing),
+        cmocka_unit_test(gguf_keys_and_tensors),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
