@@ -35,14 +35,21 @@ step() {
     fi
 }
 
-# configure_and_test PRESET [CMAKE OPTIONS]
-configure_and_test() {
+configure_and_build() {
     local preset=$1 launcher=()
-    shift
     command -v ccache >/dev/null && launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache)
-    cmake --preset "$preset" "${launcher[@]}" "$@"
+    cmake --preset "$preset" "${launcher[@]}"
     cmake --build "build/$preset"
-    ctest --test-dir "build/$preset" --output-on-failure
+}
+
+address_sanitizer() {
+    configure_and_build asan
+    ctest --test-dir build/asan --output-on-failure
+}
+
+thread_sanitizer() {
+    configure_and_build tsan
+    ctest --test-dir build/tsan --label-regex threads --output-on-failure
 }
 
 step "include layers" scripts/check_layers.sh
@@ -53,7 +60,8 @@ step "unit tests" ctest --test-dir build --output-on-failure
 for script in tests/e2e/*.sh; do
     step "end to end: $(basename "$script" .sh)" "$script"
 done
-step "address and undefined-behaviour sanitizers" configure_and_test asan
+step "address and undefined-behaviour sanitizers" address_sanitizer
+[ "$QALIB_TIER" != full ] || step "thread sanitizer" thread_sanitizer
 step "clang, fuzzing" scripts/fuzz.sh
 step "the installed library" tests/consumer/run.sh
 step "CUDA files: sm_80, sm_90a, no spills" scripts/check_cuda.sh
