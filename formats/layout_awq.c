@@ -35,7 +35,7 @@ static const char *obstacle(const layout_scheme *scheme, int64_t n, int64_t k, l
     if (rule.bits != BITS) status = ql_arena_format(arena, &reason, "%d bits; AWQ files hold 4", rule.bits);
     else if (n <= 0 || n % LANES != 0)
         status = ql_arena_format(arena, &reason, "N = %lld is not a multiple of 8", (long long)n);
-    else if (k <= 0 || (rule.group != -1 && (rule.group <= 0 || k % rule.group != 0)))
+    else if (k <= 0 || (rule.group >= 0 && (rule.group == 0 || k % rule.group != 0)))
         status = ql_arena_format(arena, &reason, "K = %lld is not a multiple of the group size %lld", (long long)k,
                                  (long long)rule.group);
     return status == QL_OK ? reason : "no memory to say why";

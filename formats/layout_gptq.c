@@ -55,7 +55,7 @@ static const char *obstacle(const layout_scheme *scheme, int64_t n, int64_t k, l
         status = ql_arena_format(arena, &reason, "K = %lld is not a multiple of 32", (long long)k);
     else if (n <= 0 || n % 32 != 0)
         status = ql_arena_format(arena, &reason, "N = %lld is not a multiple of 32", (long long)n);
-    else if (group != -1 && (group <= 0 || k % group != 0))
+    else if (group >= 0 && (group == 0 || k % group != 0))
         status = ql_arena_format(arena, &reason, "K = %lld is not a multiple of the group size %lld", (long long)k,
                                  (long long)group);
     return status == QL_OK ? reason : "no memory to say why";

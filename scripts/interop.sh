@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Loads what we write with other people's readers and compares every weight: one table, format | reader | version | verdict.
+#   scripts/interop.sh          the carried demo model; the readers come into build/interop from the package registry (about 6 GB)
+#   QALIB_PYTHON=python         an environment that has them
+# A reader that cannot be had is a row of its own.  Exit 1 if any weight differs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+qalib=${QALIB:-build/qalib}
+model=demo/model
+out=${QALIB_INTEROP:-build/interop}
+mkdir -p "$out"
+[ -x "$qalib" ] || { echo "$qalib: missing; scripts/build.sh makes it" >&2; exit 69; }
+
+python=${QALIB_PYTHON:-}
+if [ -z "$python" ]; then
+    [ -x "$out/venv/bin/python" ] || python3 -m venv "$out/venv"
+    python=$out/venv/bin/python
+    for package in "numpy safetensors" "torch transformers accelerate" compressed-tensors bitsandbytes gptqmodel; do
+        # shellcheck disable=SC2086 # several packages
+        "$python" -m pip install -q $package >"$out/pip.log" 2>&1 || echo "not installed: $package (${out}/pip.log)" >&2
+    done
+fi
+
+# make NAME FORMAT OPTION...: the directory, and the same weights as a plain checkpoint, which is what readers must come to.
+make() {
+    local name=$1 format=$2
+    shift 2
+    for kind in "$format" dense; do
+        local dir=$out/$name
+        [ "$kind" = dense ] && dir=$out/$name.dense
+        rm -rf "$dir" "$dir.work"
+        "$qalib" quantize --quiet -m "$model" -o "$dir" --format "$kind" "$@" >"$out/quantize.log"
+        rm -rf "$dir.work"
+    done
+    "$qalib" verify "$out/$name" >"$out/verify.log"
+    names+=("$name")
+}
+names=()
+calib=(--calib demo/demo-calib.h5)
+make gptq-w4 gptq --method rtn --group-size 64
+make gptq-v2-w4-asym gptq_v2 --method rtn --group-size 64 --asym
+make awq-w4 awq --method rtn --group-size 64 --asym
+make ct-w4a16 compressed-tensors --method rtn --group-size 128
+make ct-w4a16-asym compressed-tensors --method rtn --group-size 64 --asym
+make ct-w8a16 compressed-tensors --method rtn --bits 8 --group-size -1
+make ct-w8a8 compressed-tensors --method rtn --bits 8 --group-size -1 --activations token
+make ct-w8a8-static compressed-tensors --method rtn --bits 8 --group-size -2 --activations static "${calib[@]}"
+make ct-fp8 compressed-tensors --type fp8 --activations token
+make ct-fp8-static compressed-tensors --type fp8 --group-size -2 --activations static "${calib[@]}"
+make ct-fp8-block compressed-tensors --type fp8 --group-size 128 --activations token
+make fp8-block fp8 --type fp8 --group-size 128
+make nf4 bitsandbytes --type nf4
+"$python" -P scripts/interop.py "$out" "${names[@]}"
