@@ -82,7 +82,8 @@ static ql_status run(const cli *args) {
 }
 
 static const cli_option options[] = {
-    {"model", 'm', "DIR", true, "model directory: 16 or 32 bits, or quantized (codes run through the packed product)"},
+    {"model", 'm', "DIR", true,
+     "model directory: 16 or 32 bits, or quantized (codes run through the packed product); or a GGUF file"},
     {"tokens", 't', "FILE", true, "token file (qalib tokenize); its rows are the windows"},
     {"base", 'b', "DIR", false, "also compare with this model: KL divergence, top-1 agreement, loss by position"},
     {"weights-only", 0, NULL, false, "leave inputs in FP32 where the scheme rounds them to 8 bits"},

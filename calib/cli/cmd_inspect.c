@@ -102,9 +102,10 @@ const cli_command cmd_inspect = {
     .summary = "tensors, types, sizes and quantization of a model directory or file",
     .positional = "PATH",
     .options = options,
-    .details = "PATH is a model directory, a .safetensors file, a token or statistics file (.h5), or a directory of "
-               "statistics. The fields of "
-               "--json are listed in calib/inspect.h.",
+    .details =
+        "PATH is a model directory, a .safetensors or GGUF file, a token or statistics file (.h5), or a directory of "
+        "statistics. The fields of "
+        "--json are listed in calib/inspect.h.",
     .examples = "qalib inspect MODEL --json\nqalib inspect MODEL --check-finite\nqalib inspect "
                 "model-00001-of-00002.safetensors",
     .run = run,
