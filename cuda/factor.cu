@@ -155,20 +155,26 @@ static ql_status refuse(ql_ctx *ctx, ql_mat order, int64_t position, double shif
 }
 
 /* Here, and only here, the way is chosen: our blocks, or cuSOLVER with QALIB_FACTOR=cusolver in the environment, which is the
- * reference and the way out should a GPU do badly with the blocks.  Double, which the literature needs, is always cuSOLVER's. */
-static bool wants_cusolver() {
+ * reference and the way out should a GPU do badly with the blocks, and where a block of threads has less shared memory than they
+ * want (160 KiB: consumer GPUs have 99).  Double, which the literature needs, is always cuSOLVER's. */
+static ql_status choose(const ql_cuda *gpu, bool *blocks) {
     const char *choice = getenv("QALIB_FACTOR");
-    return choice && strcmp(choice, "cusolver") == 0;
+    cudaDeviceProp properties;
+    CUDA_TRY(cudaGetDeviceProperties(&properties, gpu->device));
+    *blocks = properties.sharedMemPerBlockOptin >= 160 << 10 && !(choice && strcmp(choice, "cusolver") == 0);
+    return QL_OK;
 }
 
 ql_status ql_cuda_factor(ql_ctx *ctx, ql_mat h, ql_mat order, double shift, ql_mat r) {
     ql_cuda *gpu;
+    bool blocks = true;
     int bad = 0;
     QL_TRY(ql_cuda_use(ctx, &gpu));
+    QL_TRY(choose(gpu, &blocks));
     QL_TRY(ql_cuda_check_order(ctx, "factor", order, r.cols));
     LAUNCH(gpu, gather_kernel, r.rows, THREADS, h, order, shift, r);
-    if (wants_cusolver()) QL_TRY(ql_cuda_cholesky(gpu, r));
-    else QL_TRY(ql_cuda_cholesky_blocks(gpu, r, &bad));
+    if (blocks) QL_TRY(ql_cuda_cholesky_blocks(gpu, r, &bad));
+    else QL_TRY(ql_cuda_cholesky(gpu, r));
     if (bad) return refuse(ctx, order, r.cols - bad, shift);
     return ql_cuda_reverse_triangle(gpu, r);
 }

@@ -12,10 +12,11 @@
  * Every sum is a chain of fused steps in the order of the positions.  So for k <= SUPER the codes are those of the plain loop bit
  * for bit; beyond, the product has its own order of additions, and a code next to a rounding tie may differ.
  *
- * Why 32 rows: 73 KiB, so two blocks share any SM and three one of 227 KiB, 8192 rows are under way at once on 132 SMs and hide each
- * other's column chains, while 1024 rows still spread over 32 SMs; 64 rows would halve the reads of R, which already cost less than the chains.
+ * Why 32 rows: 73 KiB, so two blocks share an SM of 163 KiB and three one of 227, 8192 rows are under way at once on 132 SMs and
+ * hide each other's column chains, while 1024 rows still spread over 32 SMs; 64 rows would halve the reads of R, which already cost
+ * less than the chains.
  * Why 1024 positions: the product reads all earlier errors once per superblock, 13 GB instead of 105 GB with 128 positions at
- * n = 8192, k = 28672, and is wide enough to fill the GPU.  The sums of a launch stay in L2.  Arithmetic: perf/LOG.md, "gptq on a GPU".
+ * n = 8192, k = 28672, and is wide enough to fill the GPU.  The sums of a launch stay in L2.  Arithmetic: perf/LOG.md.
  * Errors stay in scratch [n][k] in the order of treatment; w and codes are addressed through `order`, so nothing is permuted
  * beforehand.   Twin: host/cpu/gptq.c. */
 #include "cuda/device.cuh"
