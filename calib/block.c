@@ -68,8 +68,16 @@ static ql_status round_inputs(forward *f, const linear *lin, ql_mat *x) {
     return ql_dequantize_values(f->ctx, &v, *x);
 }
 
+static ql_status packed_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
+    ql_mat half = ql_cols(ql_rows(f->half, 0, x.rows), 0, x.cols);
+    const ql_arguments arguments = {.x = half, .weight = lin->packed, .bias = lin->bias, .y = y};
+    QL_TRY(ql_convert(f->ctx, x, half));
+    return ql_execute(lin->plan, &arguments, f->workspace, ql_ctx_stream(f->ctx));
+}
+
 ql_status linear_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
     if (lin->inputs.mode != QL_SCALE_NONE && ql_is_present(f->rounded)) QL_TRY(round_inputs(f, lin, &x));
+    if (lin->packed) return packed_forward(f, lin, x, y);
     if (ql_is_present(lin->q.codes)) return ql_qgemm(f->ctx, x, &lin->q, lin->bias, y);
     return ql_gemm(f->ctx, x, lin->w, lin->bias, y);
 }

@@ -33,6 +33,10 @@ typedef struct forward {
     ql_mat norm, q, k, v, add;    /* [rows][hidden], [rows][heads * d], [rows][kv_heads * d] x 2, [rows][hidden] */
     ql_mat attn, gate, up;        /* [rows][heads * d], [rows][intermediate] x 2 */
     ql_mat rounded, codes, scale; /* [rows][widest] F32, one byte each, scales; absent: inputs are not rounded */
+
+    /* For packed linears, set by whoever packs: inputs in 16 bits [rows][widest k], and their plans' workspace. */
+    ql_mat half;
+    void *workspace;
 } forward;
 
 ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len, int64_t max_rows, ql_arena *device,

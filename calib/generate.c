@@ -9,6 +9,7 @@
 #include "calib/phases.h"
 #include "formats/generation.h"
 #include "host/mat.h"
+#include "host/replay.h"
 
 /* Rows of a prompt that pass together: products of this many rows run at full speed. */
 enum { PROMPT_ROWS = 512 };
@@ -16,8 +17,11 @@ enum { PROMPT_ROWS = 512 };
 typedef struct session {
     ql_ctx *ctx;
     const model *m;
-    ql_arena *device, *host;
+    ql_arena *device, *scratch, *host; /* scratch: a block on its way from the file */
     progress *p;
+    int64_t rows;     /* most that pass together */
+    double moved;     /* bytes of weights that a step reads */
+    size_t workspace; /* of the plan that wants most */
     forward forward;
     block *blocks;
     kv_cache cache;
@@ -34,7 +38,7 @@ typedef struct session {
 /* Bytes on the device.  In floating point: a config may claim any size. */
 typedef struct footprint {
     double weights, embedding, cache;
-    double loading; /* the largest tensor twice, as bytes of the file on the host and on the device */
+    double loading; /* the largest tensor twice, as bytes of the file on the host and on the device, and a block */
 } footprint;
 
 static ql_status module_bytes(const model *m, int64_t layer, linear_id id, double *bytes) {
@@ -63,8 +67,10 @@ static ql_status measure(const model *m, int64_t positions, footprint *out) {
             QL_TRY(module_bytes(m, layer, id, &bytes));
             out->weights += bytes;
         }
+    double blocks = out->weights - table;
     for (int64_t i = 0; i < checkpoint_count(m->ck); i++)
         out->loading = fmax(out->loading, 2.0 * (double)checkpoint_at(m->ck, i)->size);
+    out->loading += 2 * blocks / (double)c->layers; /* with codes of one byte each */
     out->cache = 8.0 * (double)c->layers * (double)positions * (double)c->kv_heads * (double)c->head_dim;
     return QL_OK;
 }
@@ -81,6 +87,72 @@ static ql_status check_memory(ql_ctx *ctx, const model *m, const footprint *need
 
 /* ---- the model and its buffers ----------------------------------------------------------------------------------------- */
 
+static ql_status keep(session *s, ql_mat *mat) {
+    ql_mat kept;
+    if (!ql_is_present(*mat)) return QL_OK;
+    QL_TRY(ql_arena_mat(s->device, mat->dtype, mat->rows, mat->cols, &kept));
+    QL_TRY(ql_copy(s->ctx, kept.data, mat->data, ql_mat_bytes(kept)));
+    s->moved += (double)ql_mat_bytes(kept);
+    *mat = kept;
+    return QL_OK;
+}
+
+/* Inputs of packed linears have the model's own 16 bits, as in every runtime. */
+static ql_dtype half_of(const model *m) { return strcmp(m->config.torch_dtype, "float16") == 0 ? QL_F16 : QL_BF16; }
+
+/* QL_UNSUPPORTED where there is no packed product for these bits, sizes or groups. */
+static ql_status pack(session *s, linear *lin) {
+    const ql_qweight *q = &lin->q;
+    const ql_product product = {
+        .n = q->n,
+        .k = q->k,
+        .m_max = s->rows,
+        .x = half_of(s->m),
+        .w = QL_U8,
+        .y = QL_F32,
+        .bits = q->grid.bits,
+        .w_scale = QL_SCALE_GROUP,
+        .group = q->grid.group,
+        .scale = QL_F16,
+        .zero_points = 1,
+        .ordered = ql_is_present(q->grid.g_idx),
+        .bias = ql_is_present(lin->bias),
+    };
+    ql_weight weight = {.scale = q->grid.scale, .zero = q->grid.zero, .order = q->grid.g_idx};
+    QL_TRY(ql_plan_make(s->ctx, &product, &lin->plan));
+    QL_TRY(ql_arena_mat(s->scratch, QL_U8, q->n, q->k, &weight.values));
+    QL_TRY(ql_unpack(s->ctx, q->codes, q->grid.bits, weight.values));
+    QL_TRY(ql_arena_take(s->device, ql_plan_packed(lin->plan), 1, &lin->packed));
+    QL_TRY(ql_pack_weight(s->ctx, lin->plan, &weight, lin->packed));
+    if (ql_plan_workspace(lin->plan) > s->workspace) s->workspace = ql_plan_workspace(lin->plan);
+    s->moved += (double)ql_plan_packed(lin->plan);
+    return QL_OK;
+}
+
+static ql_status keep_linear(session *s, linear *lin) {
+    QL_TRY(keep(s, &lin->bias));
+    QL_TRY(keep(s, &lin->w));
+    if (!ql_is_present(lin->q.codes)) return QL_OK;
+    ql_status status = pack(s, lin);
+    if (status != QL_UNSUPPORTED) return status;
+    lin->packed = NULL;
+    QL_TRY(keep(s, &lin->q.codes));
+    QL_TRY(keep(s, &lin->q.grid.scale));
+    QL_TRY(keep(s, &lin->q.grid.zero));
+    return keep(s, &lin->q.grid.g_idx);
+}
+
+static ql_status load_block(session *s, int64_t layer) {
+    block *b = &s->blocks[layer];
+    ql_mat *const vectors[] = {&b->norm_in, &b->norm_mlp, &b->q_norm, &b->k_norm};
+    QL_TRY(model_load_block(s->m, layer, s->scratch, b));
+    for (int i = 0; i < 4; i++) QL_TRY(keep(s, vectors[i]));
+    for (int id = 0; id < LINEARS; id++) QL_TRY(keep_linear(s, &b->lin[id]));
+    QL_TRY(ql_sync(s->ctx)); /* the copies read what is released now */
+    ql_arena_release(s->scratch, (ql_mark){0});
+    return QL_OK;
+}
+
 static ql_status load(session *s) {
     const model *m = s->m;
     QL_TRY(ql_take(s->host, (size_t)m->config.layers, sizeof *s->blocks, &s->blocks));
@@ -89,15 +161,24 @@ static ql_status load(session *s) {
         QL_TRY(cli_check_signal());
         snprintf(text, sizeof text, "loading layer %lld", (long long)layer);
         progress_step(s->p, layer, text);
-        QL_TRY(model_load_block(m, layer, s->device, &s->blocks[layer]));
+        QL_TRY(load_block(s, layer));
     }
     QL_TRY(model_load_head(m, s->device, &s->norm, &s->head));
+    s->moved += (double)ql_mat_bytes(s->head);
     s->table = s->head;
     return m->config.tied_embeddings ? QL_OK : model_load_embedding(m, s->device, &s->table);
 }
 
-static ql_status take_buffers(session *s, int64_t positions, int64_t rows) {
+static void unload(session *s) {
+    for (int64_t layer = 0; s->blocks && layer < s->m->config.layers; layer++)
+        for (int id = 0; id < LINEARS; id++) ql_plan_free(s->blocks[layer].lin[id].plan);
+    ql_arena_close(s->scratch);
+    ql_arena_close(s->device);
+}
+
+static ql_status take_buffers(session *s, int64_t positions) {
     const model_config *c = &s->m->config;
+    int64_t rows = s->rows;
     QL_TRY(ql_take(s->host, (size_t)c->layers, sizeof *s->cache.k, &s->cache.k));
     QL_TRY(ql_take(s->host, (size_t)c->layers, sizeof *s->cache.v, &s->cache.v));
     for (int64_t layer = 0; layer < c->layers; layer++) {
@@ -109,7 +190,11 @@ static ql_status take_buffers(session *s, int64_t positions, int64_t rows) {
     QL_TRY(ql_arena_mat(s->device, QL_I32, 1, rows, &s->position));
     QL_TRY(ql_arena_mat(s->device, QL_F32, 1, c->vocab, &s->logits));
     QL_TRY(ql_take(s->host, (size_t)c->vocab, sizeof *s->host_logits, &s->host_logits));
-    return forward_open(s->ctx, c, positions, rows, s->device, &s->forward);
+    QL_TRY(forward_open(s->ctx, c, positions, rows, s->device, &s->forward));
+    int64_t attn = c->heads * c->head_dim, widest = attn > c->intermediate ? attn : c->intermediate;
+    if (widest < c->hidden) widest = c->hidden;
+    QL_TRY(ql_arena_mat(s->device, half_of(s->m), rows, ql_ceil_div(widest, 8) * 8, &s->forward.half)); /* 16 bytes */
+    return ql_arena_take(s->device, s->workspace + 256, 1, &s->forward.workspace);
 }
 
 /* ---- one part of the sequence ------------------------------------------------------------------------------------------ */
@@ -186,8 +271,9 @@ static ql_status run(session *s, const int32_t *ids, int64_t n_ids, int64_t coun
     double begin = seconds_now(), positions = (double)(n_ids + count);
     QL_TRY(measure(s->m, n_ids + count, &need));
     QL_TRY(check_memory(s->ctx, s->m, &need));
+    s->rows = n_ids < PROMPT_ROWS ? n_ids : PROMPT_ROWS;
     QL_TRY(load(s));
-    QL_TRY(take_buffers(s, n_ids + count, n_ids < PROMPT_ROWS ? n_ids : PROMPT_ROWS));
+    QL_TRY(take_buffers(s, n_ids + count));
     out->load_seconds = seconds_now() - begin;
     begin = seconds_now();
     QL_TRY(prompt(s, ids, n_ids, &out->ids[0]));
@@ -197,7 +283,7 @@ static ql_status run(session *s, const int32_t *ids, int64_t n_ids, int64_t coun
     out->decode_seconds = seconds_now() - begin;
     /* The cache grows by a row per step. */
     double row = need.cache / positions, rows = (double)n_ids + (double)out->count / 2;
-    out->bytes_per_token = need.weights + row * rows;
+    out->bytes_per_token = s->moved + row * rows;
     return QL_OK;
 }
 
@@ -219,8 +305,9 @@ ql_status generate(ql_ctx *ctx, const model *m, const int32_t *ids, int64_t n_id
     *out = (generation){0};
     QL_TRY(generation_ends(m->ck, m->config.vocab, arena, &s.ends, &s.n_ends));
     QL_TRY(ql_take(arena, (size_t)count, sizeof *out->ids, &out->ids));
-    QL_TRY(ql_arena_open(ctx, &s.device));
-    ql_status status = run(&s, ids, n_ids, count, out);
-    ql_arena_close(s.device);
+    ql_status status = ql_arena_open(ctx, &s.device);
+    if (status == QL_OK) status = ql_arena_open(ctx, &s.scratch);
+    if (status == QL_OK) status = run(&s, ids, n_ids, count, out);
+    unload(&s);
     return status;
 }

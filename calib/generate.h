@@ -1,5 +1,6 @@
 /* Greedy decoding with a cache of keys and values: the whole model stays in the memory of the device, a prompt passes in parts, then one
- * row per token.
+ * row per token.  Quantized linears run through packed products, whose inputs are rounded to the model's own 16 bits as in every
+ * runtime; where there is no such product, and everywhere else, numbers are FP32.
  */
 #ifndef CALIB_GENERATE_H
 #define CALIB_GENERATE_H

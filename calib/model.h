@@ -13,6 +13,10 @@ typedef struct linear {
     ql_qweight q; /* q.codes absent when dense */
     /* How a runtime rounds its inputs: mode QL_SCALE_NONE: not at all; scale absent: found while it runs.  Type of codes, no memory. */
     ql_values inputs;
+
+    /* Packed instead of w and q, by whoever multiplies often (calib/generate.c). */
+    ql_plan *plan;
+    void *packed;
 } linear;
 
 typedef struct block {

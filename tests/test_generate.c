@@ -47,14 +47,14 @@ static int32_t *random_ids(const place *p, int64_t count, int64_t vocab) {
     return ids;
 }
 
-/* The arg max behind ids[0 .. n-1], all of which pass through the model without any cache. */
-static int32_t next_from_scratch(const place *p, const model *m, const int32_t *ids, int64_t n) {
+/* How far the logit of `id` is below the largest one behind ids[0 .. n-1], all of which pass through the model without any cache. */
+static float shortfall_from_scratch(const place *p, const model *m, const int32_t *ids, int64_t n, int32_t id) {
     const model_config *c = &m->config;
     const int64_t start[] = {0, n};
     ql_arena *device;
     forward f;
     ql_mat table, norm, head, x, logits, row = {.dtype = QL_I32, .rows = 1, .cols = n, .ld = n}, position;
-    int32_t *positions, best = 0;
+    int32_t *positions;
     assert_ok(ql_arena_open(p->ctx, &device));
     assert_ok(ql_take(p->arena, (size_t)n, sizeof *positions, &positions));
     for (int64_t i = 0; i < n; i++) positions[i] = (int32_t)i;
@@ -75,11 +75,11 @@ static int32_t next_from_scratch(const place *p, const model *m, const int32_t *
     ql_mat last = ql_rows(x, n - 1, 1);
     assert_ok(ql_rmsnorm(p->ctx, last, norm, (float)c->rms_eps, last));
     assert_ok(ql_gemm(p->ctx, last, head, ql_no_mat(), logits));
-    const float *value = logits.data;
-    for (int32_t v = 1; v < c->vocab; v++)
-        if (value[v] > value[best]) best = v;
+    const float *value = logits.data, own = value[id];
+    float best = own;
+    for (int32_t v = 0; v < c->vocab; v++) best = fmaxf(best, value[v]);
     ql_arena_close(device);
-    return best;
+    return best - own;
 }
 
 static generation run(const place *p, const char *dir, const int32_t *ids, int64_t n, int64_t count) {
@@ -92,8 +92,11 @@ static generation run(const place *p, const char *dir, const int32_t *ids, int64
     return g;
 }
 
-/* Every id is the arg max of a pass over all before it.  Logits of a random model lie 0.01 apart at the top, FP32 sums 1e-6. */
-static void check_directory(const place *p, const char *dir, int64_t n, int64_t count) {
+/* Every id is the arg max of a pass over all before it, within what roundings move: logits of order 1, FP32 sums 1e-6 of them in
+ * another order; inputs of packed products rounded to BF16, 2^-9 each and some 0.01 behind two blocks. */
+static const float ROUNDED_FP32 = 1e-5f, ROUNDED_BF16 = 0.02f;
+
+static void check_directory(const place *p, const char *dir, int64_t n, int64_t count, float tolerance) {
     model m;
     assert_ok(model_open(p->ctx, dir, &m));
     int32_t *ids = random_ids(p, n + count, m.config.vocab);
@@ -101,8 +104,9 @@ static void check_directory(const place *p, const char *dir, int64_t n, int64_t 
     assert_int_equal(g.count, count);
     assert_false(g.ended);
     for (int64_t i = 0; i < count; i++) {
-        int32_t truth = next_from_scratch(p, &m, ids, n + i);
-        if (g.ids[i] != truth) fail_msg("id %lld is %d, from scratch %d", (long long)i, g.ids[i], truth);
+        float shortfall = shortfall_from_scratch(p, &m, ids, n + i, g.ids[i]);
+        if (!(shortfall <= tolerance))
+            fail_msg("id %lld is %d, whose logit is %g below the best", (long long)i, g.ids[i], (double)shortfall);
         ids[n + i] = g.ids[i];
     }
     model_close(&m);
@@ -110,7 +114,7 @@ static void check_directory(const place *p, const char *dir, int64_t n, int64_t 
 
 static void check_model(make_model m, int64_t n, int64_t count) {
     place p = open_place(&m);
-    check_directory(&p, p.model, n, count);
+    check_directory(&p, p.model, n, count, ROUNDED_FP32);
     close_place(&p);
 }
 
@@ -171,7 +175,7 @@ static void packed_weights_decode_as_from_scratch(void **state) {
         assert_ok(recipe_check(&r.recipe));
         assert_ok(quantize_run(p.ctx, &r, 1, &report));
         json_decref(report);
-        check_directory(&p, p.quantized, 3, COUNT);
+        check_directory(&p, p.quantized, 3, COUNT, ROUNDED_BF16);
         assert_ok(ql_dir_remove(p.quantized));
         assert_ok(ql_dir_remove(work));
     }
