@@ -99,7 +99,7 @@ config num_key_value_heads 3 65 "key-value heads"
 config model_type '"mamba"' 78 mamba
 config model_type '"mixtral"' 78 mixtral
 config hidden_act '"gelu"' 78 hidden_act
-config quantization_config '{"quant_method": "awq", "bits": 4}' 78 quant
+config quantization_config '{"quant_method": "quip", "bits": 4}' 78 quant
 fresh
 rm "$m/config.json"
 every 66 config.json "$m"
