@@ -53,6 +53,13 @@ static ql_status open_parts(ql_ctx *ctx, job *j, const quantize_request requests
     return QL_OK;
 }
 
+/* Rounding to nearest reads nothing of its rows: they need not pass. */
+static bool needs_rows(const job *j) {
+    for (int i = 0; i < j->count; i++)
+        if (recipe_needs_data(&j->parts[i].request->recipe)) return true;
+    return false;
+}
+
 static ql_status open_engine(ql_ctx *ctx, job *j) {
     const quantize_request *r = j->request;
     QL_TRY(ql_arena_open(ctx, &j->device));
@@ -60,7 +67,8 @@ static ql_status open_engine(ql_ctx *ctx, job *j) {
     j->engine.stats_dir = r->stats_dir;
     for (int i = 0; i < j->count; i++)
         if (recipe_needs_moments(&j->parts[i].request->recipe)) j->engine.with_moments = true;
-    return r->tokens_path ? engine_open_rows(&j->engine, &j->tokens, &j->data, j->device) : QL_OK;
+    bool with_rows = r->tokens_path && needs_rows(j);
+    return with_rows ? engine_open_rows(&j->engine, &j->tokens, &j->data, j->device) : QL_OK;
 }
 
 /* ---- layers --------------------------------------------------------------------------------------------------------------- */

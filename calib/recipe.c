@@ -183,6 +183,15 @@ ql_status recipe_matches(const recipe_override *o, const char *module, bool *mat
                    reason);
 }
 
+bool recipe_needs_data(const recipe *r) {
+    bool needs = r->base.method != METHOD_RTN || r->clip || recipe_needs_moments(r);
+    for (int i = 0; i < r->n_overrides; i++) {
+        const recipe_override *o = &r->overrides[i];
+        needs = needs || (o->has_method && o->rule.method != METHOD_RTN);
+    }
+    return needs;
+}
+
 ql_status recipe_rule(const recipe *r, const char *module, module_rule *rule) {
     *rule = r->base;
     for (int i = r->n_overrides; i-- > 0;) {

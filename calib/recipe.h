@@ -106,6 +106,9 @@ static inline bool recipe_needs_moments(const recipe *r) {
     return r->smoothing != SMOOTHING_NONE || r->activations == ACTIVATIONS_STATIC;
 }
 
+/* Does any module's result depend on statistics? */
+bool recipe_needs_data(const recipe *r);
+
 /* The rule for one module.  QL_MISMATCH if a regex hits its match limit. */
 ql_status recipe_rule(const recipe *r, const char *module, module_rule *rule);
 

@@ -179,6 +179,34 @@ static void outputs_of_one_pass_are_those_of_their_own(void **state) {
     close_place(&p);
 }
 
+static double flops_of(const json_t *report, const char *name) {
+    size_t i;
+    json_t *spent, *all = json_object_get(json_object_get(report, "environment"), "phases");
+    json_array_foreach(all, i, spent) {
+        if (strcmp(json_string_value(json_object_get(spent, "name")), name) == 0)
+            return json_number_value(json_object_get(spent, "flops"));
+    }
+    return 0;
+}
+
+/* Nearest rounding reads nothing of its rows, so none pass; with clipping it does. */
+static void rows_pass_only_where_they_count(void **state) {
+    (void)state;
+    make_model m = make_tiny(ARCH_LLAMA);
+    place p = open_place(&m);
+    for (int clip = 0; clip < 2; clip++) {
+        quantize_request r = request_of(&p, 4);
+        r.recipe.base.method = METHOD_RTN;
+        r.recipe.clip = clip;
+        json_t *report = quantize(&p, &r);
+        assert_int_equal(flops_of(report, "forward") > 0, clip);
+        json_decref(report);
+        assert_ok(ql_dir_remove(p.out));
+        assert_ok(ql_dir_remove(p.work));
+    }
+    close_place(&p);
+}
+
 /* A dense output is the dequantized result: the same KL as the packed one but for the rounding of weights to BF16. */
 static void dense_output_holds_the_same_model(void **state) {
     (void)state;
@@ -269,6 +297,7 @@ int main(void) {
         cmocka_unit_test(every_architecture_is_quantized_and_read_back),
         cmocka_unit_test(smoothed_models_are_read_back),
         cmocka_unit_test(outputs_of_one_pass_are_those_of_their_own),
+        cmocka_unit_test(rows_pass_only_where_they_count),
         cmocka_unit_test(dense_output_holds_the_same_model),
         cmocka_unit_test(report_counts_every_module),
         cmocka_unit_test(committed_layer_reads_back),
