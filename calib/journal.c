@@ -169,7 +169,7 @@ static ql_status find_layer(const journal *j, int64_t layer, char name[64]) {
         snprintf(path, sizeof path, "%s/%s", j->dir, name);
         if (ql_path_exists(path)) return QL_OK;
     }
-    return ql_fail(QL_MISSING, "%s: there is no file of layer %lld", j->dir, (long long)layer);
+    return ql_fail(QL_DISK, "%s: there is no file of layer %lld", j->dir, (long long)layer); /* it vanished: no input */
 }
 
 static ql_status measure(const journal *j, const char *name, int64_t *size, char hex[65]) {

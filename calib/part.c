@@ -107,7 +107,8 @@ ql_status part_open(ql_ctx *ctx, const quantize_request *request, const model *m
 ql_status part_load(part *p, int64_t layer, ql_arena *host, layer_result *result) {
     char *path;
     QL_TRY(journal_layer_path(p->journal, layer, host, &path));
-    return layer_load(path, p->engine, layer, part_rules(p, layer), host, result);
+    ql_status status = layer_load(path, p->engine, layer, part_rules(p, layer), host, result);
+    return status == QL_MISSING ? QL_DISK : status; /* it was there when the job began: no input */
 }
 
 ql_status part_commit(part *p, const layer_result *result) {

@@ -305,7 +305,7 @@ bool ql_path_exists(const char *path) {
 /* The name of a new directory is synced like a file's, but where the parent may not be read, nobody can. */
 static ql_status make_one(const char *path) {
     char parent[PATH_MAX + 4];
-    if (mkdir(path, 0777) != 0) return errno == EEXIST ? QL_OK : ql_fail_errno("%s: cannot create the directory", path);
+    if (mkdir(path, 0777) != 0) return errno == EEXIST ? QL_OK : fail_writing("create the directory", path);
     snprintf(parent, sizeof parent, "%s/..", path);
     ql_status status = access(parent, R_OK) == 0 ? sync_parent(path) : QL_OK;
     if (status != QL_OK) rmdir(path); /* the next attempt makes and syncs it again */
@@ -323,7 +323,7 @@ ql_status ql_dir_make(const char *path) {
         QL_TRY(make_one(part));
     }
     struct stat info;
-    if (stat(path, &info) != 0) return ql_fail_errno("%s", path);
+    if (stat(path, &info) != 0) return fail_writing("find the directory again", path);
     return S_ISDIR(info.st_mode) ? QL_OK : ql_fail(QL_DISK, "%s: exists and is not a directory", path);
 }
 
