@@ -149,12 +149,6 @@ static ql_status read_config(const checkpoint *ck, layout_scheme *out) {
     return layout_read_list(config, "modules_to_not_convert", &out->ignored);
 }
 
-static ql_status rule_of(const layout_scheme *scheme, const char *module, layout_rule *rule) {
-    *rule = layout_listed_rule(scheme, module, strlen(module), "");
-    if (layout_is_listed(scheme->ignored, module)) rule->skipped = true;
-    return QL_OK;
-}
-
 const layout layout_awq = {
     .name = "AWQ",
     .quant_method = "awq",
@@ -163,7 +157,7 @@ const layout layout_awq = {
     .check = check,
     .config = config,
     .read = read_config,
-    .rule = rule_of,
+    .rule = layout_ignored_rule,
     .obstacle = obstacle,
     .encode = encode,
     .decode = decode,

@@ -275,12 +275,6 @@ static ql_status read_config(const checkpoint *ck, layout_scheme *out) {
     return layout_read_list(config_in, "llm_int8_skip_modules", &out->ignored);
 }
 
-static ql_status rule_of(const layout_scheme *scheme, const char *module, layout_rule *rule) {
-    *rule = layout_listed_rule(scheme, module, strlen(module), "");
-    if (layout_is_listed(scheme->ignored, module)) rule->skipped = true;
-    return QL_OK;
-}
-
 const layout layout_bitsandbytes = {
     .name = "bitsandbytes",
     .quant_method = "bitsandbytes",
@@ -289,7 +283,7 @@ const layout layout_bitsandbytes = {
     .check = check,
     .config = config,
     .read = read_config,
-    .rule = rule_of,
+    .rule = layout_ignored_rule,
     .obstacle = obstacle,
     .encode = encode,
     .decode = decode,

@@ -74,12 +74,6 @@ static ql_status read_config(const checkpoint *ck, layout_scheme *out) {
     return layout_read_list(config, "modules_to_not_convert", &out->ignored);
 }
 
-static ql_status rule_of(const layout_scheme *scheme, const char *module, layout_rule *rule) {
-    *rule = layout_listed_rule(scheme, module, strlen(module), "");
-    if (layout_is_listed(scheme->ignored, module)) rule->skipped = true;
-    return QL_OK;
-}
-
 const layout layout_fp8 = {
     .name = "FP8",
     .quant_method = "fp8",
@@ -88,7 +82,7 @@ const layout layout_fp8 = {
     .check = check,
     .config = config,
     .read = read_config,
-    .rule = rule_of,
+    .rule = layout_ignored_rule,
     .obstacle = obstacle,
     .encode = encode,
     .decode = decode,

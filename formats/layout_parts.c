@@ -222,6 +222,12 @@ layout_rule layout_listed_rule(const layout_scheme *scheme, const char *stem, si
     return rule;
 }
 
+ql_status layout_ignored_rule(const layout_scheme *scheme, const char *module, layout_rule *rule) {
+    *rule = layout_listed_rule(scheme, module, strlen(module), "");
+    if (layout_is_listed(scheme->ignored, module)) rule->skipped = true;
+    return QL_OK;
+}
+
 ql_status layout_skipped_list(const layout_scheme *scheme, const char *first, bool with_fused, json_t **list) {
     static const char *const fused[][2] = {{".self_attn.q_proj", "qkv_proj"}, {".mlp.gate_proj", "gate_up_proj"}};
     *list = NULL;

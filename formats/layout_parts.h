@@ -62,6 +62,8 @@ ql_status layout_get_g_idx(const checkpoint *ck, const st_tensor *tensor, const 
 
 /* How a module named `stem` (of that length) + `suffix` is stored according to the writer's lists. */
 layout_rule layout_listed_rule(const layout_scheme *scheme, const char *stem, size_t length, const char *suffix);
+/* .rule of files whose only exceptions are a list of modules kept as they are. */
+ql_status layout_ignored_rule(const layout_scheme *scheme, const char *module, layout_rule *rule);
 /* The writer's skipped names as a list that starts with `first` (may be NULL); fused: also the names under which vLLM looks q, k, v
  * and gate, up up.  NULL if there is nothing to list. */
 ql_status layout_skipped_list(const layout_scheme *scheme, const char *first, bool with_fused, json_t **list);
