@@ -61,9 +61,10 @@ static uint64_t dense_bytes(const model_config *c) {
     return 2 * elements;
 }
 
-static bool has_rows(const plan_request *r) { return r->n_seq > 0 && !r->from_store; }
+/* Rounding to nearest reads nothing of its rows: they do not pass. */
+static bool has_rows(const plan_request *r) { return r->n_seq > 0 && !r->from_store && recipe_needs_data(r->recipe); }
 static bool needs_hessian(const plan_request *r) {
-    return r->recipe->base.method != METHOD_RTN && (has_rows(r) || r->from_store);
+    return has_rows(r) || (r->from_store && recipe_needs_data(r->recipe));
 }
 
 /* All inputs of a block are measured before any of its linears is solved. */
@@ -160,7 +161,9 @@ static double site_bytes(const plan_request *r, const sizes *s) {
 
 /* What is alive at the peak.  Correct a row here when a measured peak disagrees: rows stand for the arenas of the engine. */
 static void count_memory(const plan_request *r, const sizes *s, plan *p) {
-    const double program = 18e6; /* code, libraries, threads */
+    const double hdf5 = r->n_seq > 0 || r->from_store ? 3e6 : 0;
+    const double program = 18e6 + hdf5; /* code, libraries, threads */
+    bool smooths = r->recipe->smoothing != SMOOTHING_NONE;
     double streams = follows_original(r) ? 2 : 1, whole = s->hidden * s->vocab;
     double step = larger(s->attn, s->mlp), table = has_rows(r) ? whole : 0;
     /* Memory that nobody has touched yet is none on a processor, but it is on a GPU. */
@@ -179,6 +182,7 @@ static void count_memory(const plan_request *r, const sizes *s, plan *p) {
         {BLOCK, {"weights of a block, FP32", 4 * s->block, 0}},
         {BLOCK, {"a tensor as read, later the packed block", larger(s->source * s->widest, s->packed), 0}},
         {BLOCK, {"statistics, and one linear being solved", site_bytes(r, s), 0}},
+        {BLOCK, {"weights and statistics, smoothed", smooths ? 4 * s->block + s->hessian * s->sum_k2 : 0, 0}},
         {BLOCK, {"statistics as read from the store", 0, r->from_store ? s->hessian * s->sum_k2 : 0}},
         {BLOCK | WRITING, {"packed results of a block", 0, s->packed}},
         {WRITING, {"a tensor on its way to the file", 0, larger(s->source * s->largest, s->packed)}},

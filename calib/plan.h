@@ -68,7 +68,7 @@ typedef struct plan_memory {
     double device, host;
 } plan_memory;
 
-enum { PLAN_MEMORY_ROWS = 12, PLAN_MAX_REASONS = 8 };
+enum { PLAN_MEMORY_ROWS = 14, PLAN_MAX_REASONS = 8 };
 
 typedef struct plan {
     uint64_t output_bytes, hessian_bytes, peak_device_bytes, peak_host_bytes; /* output: of the tensors */

@@ -27,6 +27,7 @@ compare() { # name, options of quantize and plan
 import glob, json, os, sys
 name, tmp = sys.argv[1:]
 plan, report = (json.load(open(f"{tmp}/{file}.json")) for file in ("plan", "report"))
+(report,) = report.get("outputs", {"": report}).values()
 spent = report["environment"]
 ratio = plan["peak_host_bytes"] / spent["peak_host_bytes"]
 print(f"{name:22} {plan['peak_host_bytes'] / 1e6:9.1f} {spent['peak_host_bytes'] / 1e6:9.1f} {ratio:6.2f}   "
@@ -42,6 +43,9 @@ compare 'no drift, no refining' "${demo[@]}" "${rows[@]}" --drift 0 --refine 0
 compare 'statistics fp' "${demo[@]}" "${rows[@]}" --statistics fp
 compare 'from a store' "${demo[@]}" --stats "$tmp/stats"
 compare 'nearest, no data' "${demo[@]}" --method rtn
+compare 'awq' "${demo[@]}" "${rows[@]}" --scheme W4A16-AWQ
+compare 'int8, smoothed' "${demo[@]}" "${rows[@]}" --scheme W8A8-INT8
+compare 'fp8' "${demo[@]}" "${rows[@]}" --scheme FP8
 compare 'wide model' "${wide[@]}"
 [[ $bad -eq 0 ]] || echo "beyond 15 %, or another size of the output" >&2
 exit $bad

@@ -48,18 +48,6 @@ static ql_status read_model(inputs *in) {
     return QL_OK;
 }
 
-/* Which statistics, as quantize would be told. */
-static ql_status read_mode(inputs *in) {
-    static const char *const names[] = {"propagated", "fp", NULL};
-    int choice = 0;
-    in->request.from_store = cli_has(in->args, "stats");
-    if (in->request.from_store && (cli_has(in->args, "calib") || cli_has(in->args, "samples")))
-        return ql_fail(QL_USAGE, "--stats: rows are not needed; drop --calib and --samples");
-    QL_TRY(cli_choice(in->args, "statistics", names, &choice));
-    in->request.mode = choice == 1 || in->request.from_store ? STATISTICS_FP : STATISTICS_PROPAGATED;
-    return QL_OK;
-}
-
 static ql_status read_output(inputs *in) {
     const char *scheme = cli_value(in->args, "scheme");
     named_scheme named = {.format = OUTPUT_GPTQ};
@@ -73,7 +61,11 @@ static ql_status read_output(inputs *in) {
 
 static ql_status read_rows(inputs *in) {
     const char *path = cli_value(in->args, "calib");
-    QL_TRY(read_mode(in));
+    in->request.from_store = cli_has(in->args, "stats");
+    if (in->request.from_store && (path || cli_has(in->args, "samples")))
+        return ql_fail(QL_USAGE, "--stats: rows are not needed; drop --calib and --samples");
+    QL_TRY(cli_statistics(in->args, cli_value(in->args, "scheme"), &in->recipe, in->request.from_store,
+                          &in->request.mode));
     if (in->request.from_store) return QL_OK;
     bool asked = cli_has(in->args, "samples") || cli_has(in->args, "seqlen");
     if (path && asked) return ql_fail(QL_USAGE, "--calib says how many rows there are; drop --samples and --seqlen");
@@ -84,7 +76,7 @@ static ql_status read_rows(inputs *in) {
         in->request.seq_len = tokens.seq_len;
         return tokens_check_model(&tokens, path, in->model_dir, in->config.vocab);
     }
-    if (in->recipe.base.method == METHOD_RTN && !asked) { /* needs no data */
+    if (!recipe_needs_data(&in->recipe) && !asked) { /* needs no data */
         in->request.mode = STATISTICS_NONE;
         return QL_OK;
     }

@@ -19,42 +19,22 @@ typedef struct order {
 
 /* ---- the statistics ------------------------------------------------------------------------------------------------------- */
 
-static ql_status find_statistics(const cli *args, quantize_request *r) {
-    static const char *const names[] = {"propagated", "fp", NULL};
-    int choice = 0;
+static const char *what_needs_data(const recipe *r) {
+    return recipe_needs_moments(r) ? "--smoothing or --activations static" : r->clip ? "--clip" : "--method gptq";
+}
+
+static ql_status find_statistics(const cli *args, const char *scheme, quantize_request *r) {
+    bool from_store = cli_has(args, "stats");
     r->tokens_path = cli_value(args, "calib");
     r->stats_dir = cli_value(args, "stats");
     if (r->tokens_path && r->stats_dir)
         return ql_fail(QL_USAGE,
                        "--calib and --stats: give the rows or the statistics that were made of them, not both");
-    QL_TRY(cli_choice(args, "statistics", names, &choice));
-    if (r->stats_dir && cli_has(args, "statistics") && choice == 0)
-        return ql_fail(QL_USAGE, "--stats holds full-precision statistics; --statistics propagated needs --calib");
-    r->mode = choice == 0 ? STATISTICS_PROPAGATED : STATISTICS_FP;
-    return QL_OK;
-}
-
-static ql_status resolve_mode(const cli *args, const char *scheme, quantize_request *r) {
-    const recipe *wish = &r->recipe;
-    bool smooths = recipe_needs_moments(wish), asked = cli_has(args, "statistics");
-    bool needs_data = wish->base.method != METHOD_RTN || smooths || wish->clip;
-    QL_TRY(find_statistics(args, r));
-    if (smooths && asked && r->mode != STATISTICS_FP)
-        return ql_fail(QL_USAGE,
-                       "--smoothing and --activations static look at a whole block at once: they need --statistics fp");
-    if (scheme && !asked) r->mode = scheme_statistics(wish);
-    if (r->stats_dir || smooths) r->mode = STATISTICS_FP;
-    if (!r->tokens_path && !r->stats_dir) r->mode = STATISTICS_NONE;
-    if (needs_data && r->mode == STATISTICS_NONE)
-        return ql_fail(QL_USAGE, "%s%s needs data: --calib tokens.h5 or --stats DIR",
-                       smooths      ? "--smoothing or --activations static"
-                       : wish->clip ? "--clip"
-                                    : "--method ",
-                       smooths || wish->clip ? "" : method_names[wish->base.method]);
-    if (wish->literature && needs_data && r->mode != STATISTICS_PROPAGATED)
-        return ql_fail(QL_USAGE, "--literature propagates through quantized blocks: it needs --calib, not %s",
-                       r->stats_dir ? "--stats" : "--statistics fp");
-    return QL_OK;
+    if (r->tokens_path || r->stats_dir) return cli_statistics(args, scheme, &r->recipe, from_store, &r->mode);
+    r->mode = STATISTICS_NONE;
+    return recipe_needs_data(&r->recipe)
+               ? ql_fail(QL_USAGE, "%s needs data: --calib tokens.h5 or --stats DIR", what_needs_data(&r->recipe))
+               : QL_OK;
 }
 
 /* ---- the order ------------------------------------------------------------------------------------------------------------ */
@@ -93,7 +73,7 @@ static ql_status take_request(const cli *args, const char *scheme, ql_arena *are
     QL_TRY(cli_choice(args, "format", output_format_names, &format));
     QL_TRY(cli_bytes(args, "shard-size", &r->shard_size));
     r->format = (output_format)format;
-    QL_TRY(resolve_mode(args, scheme, r));
+    QL_TRY(find_statistics(args, scheme, r));
     return choose_directories(args, scheme, arena, r);
 }
 
