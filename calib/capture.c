@@ -44,13 +44,6 @@ ql_status capture_add(ql_ctx *ctx, capture *c, ql_mat x) {
     return QL_OK;
 }
 
-static ql_status download_new(ql_ctx *ctx, ql_mat mat, ql_arena *host, void **to) {
-    *to = NULL;
-    if (!ql_is_present(mat)) return QL_OK;
-    QL_TRY(ql_take(host, ql_mat_bytes(mat), 1, to));
-    return ql_download(ctx, *to, mat.data, ql_mat_bytes(mat));
-}
-
 ql_status capture_download(ql_ctx *ctx, const capture *c, ql_arena *host, stats_site *out) {
     *out = (stats_site){.k = c->k, .count = c->count};
     const struct {
@@ -61,23 +54,21 @@ ql_status capture_download(ql_ctx *ctx, const capture *c, ql_arena *host, stats_
         {c->min, &out->min},         {c->max, &out->max},       {c->hist, &out->abs_hist},
     };
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
-        QL_TRY(download_new(ctx, parts[i].mat, host, (void **)parts[i].to));
+        if (ql_is_present(parts[i].mat)) QL_TRY(ql_arena_download(host, ctx, parts[i].mat, (void **)parts[i].to));
     return QL_OK;
 }
 
-static ql_status upload_new(ql_ctx *ctx, ql_dtype dtype, int64_t rows, int64_t cols, const void *data, ql_arena *device,
-                            ql_mat *out) {
-    if (!data) return QL_OK;
-    QL_TRY(ql_arena_mat(device, dtype, rows, cols, out));
-    return ql_upload(ctx, out->data, data, ql_mat_bytes(*out));
+static ql_status upload_if_there(ql_arena *device, ql_dtype dtype, int64_t rows, int64_t cols, const void *values,
+                                 ql_mat *out) {
+    return values ? ql_arena_upload(device, dtype, rows, cols, values, out) : QL_OK;
 }
 
-ql_status capture_upload(ql_ctx *ctx, const stats_site *site, ql_arena *device, capture *out) {
+ql_status capture_upload(const stats_site *site, ql_arena *device, capture *out) {
     int64_t k = site->k;
     *out = (capture){.k = k, .count = site->count};
-    QL_TRY(upload_new(ctx, QL_F32, k, k, site->hessian, device, &out->hessian));
-    QL_TRY(upload_new(ctx, QL_F64, 1, k, site->sum_sq, device, &out->sum_sq));
-    QL_TRY(upload_new(ctx, QL_F64, 1, k, site->sum_abs, device, &out->sum_abs));
-    QL_TRY(upload_new(ctx, QL_F32, 1, k, site->min, device, &out->min));
-    return upload_new(ctx, QL_F32, 1, k, site->max, device, &out->max);
+    QL_TRY(upload_if_there(device, QL_F32, k, k, site->hessian, &out->hessian));
+    QL_TRY(upload_if_there(device, QL_F64, 1, k, site->sum_sq, &out->sum_sq));
+    QL_TRY(upload_if_there(device, QL_F64, 1, k, site->sum_abs, &out->sum_abs));
+    QL_TRY(upload_if_there(device, QL_F32, 1, k, site->min, &out->min));
+    return upload_if_there(device, QL_F32, 1, k, site->max, &out->max);
 }

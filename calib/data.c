@@ -8,7 +8,7 @@
 /* Rows per batch: enough for matrix products to run at full speed, few enough for the buffers of a 70B block on the CPU. */
 enum { BATCH_ROWS = 4096 };
 
-int64_t dataset_batch_size(int64_t seq_len) { return seq_len >= BATCH_ROWS ? 1 : BATCH_ROWS / seq_len; }
+static int64_t batch_size(int64_t seq_len) { return seq_len >= BATCH_ROWS ? 1 : BATCH_ROWS / seq_len; }
 
 static ql_status make_batch(dataset *d, int64_t first_seq, int64_t n_seq, batch *out) {
     const int64_t *start = d->tokens->start;
@@ -27,7 +27,7 @@ static ql_status make_batch(dataset *d, int64_t first_seq, int64_t n_seq, batch 
 }
 
 static ql_status make_batches(dataset *d) {
-    int64_t size = dataset_batch_size(d->tokens->seq_len), n_seq = d->tokens->n_seq;
+    int64_t size = batch_size(d->tokens->seq_len), n_seq = d->tokens->n_seq;
     /* Every dropped sequence splits a batch: room for one more each. */
     QL_TRY(ql_take(d->host, (size_t)(ql_ceil_div(n_seq, size) + d->skip_limit), sizeof *d->batches, &d->batches));
     for (int64_t first = 0; first < n_seq; first += size) {
@@ -81,8 +81,7 @@ ql_status dataset_embed(dataset *d, const model *m, ql_arena *device) {
     ql_mark mark = ql_arena_mark(device);
     ql_mat table, ids;
     QL_TRY(model_load_embedding(m, device, &table));
-    QL_TRY(ql_arena_mat(device, QL_I32, 1, d->tokens->n_tokens, &ids));
-    QL_TRY(ql_upload(d->ctx, ids.data, d->tokens->ids, ql_mat_bytes(ids)));
+    QL_TRY(ql_arena_upload(device, QL_I32, 1, d->tokens->n_tokens, d->tokens->ids, &ids));
     QL_TRY(ql_embed(d->ctx, table, ids, d->rows.x));
     if (ql_is_present(d->original.x)) QL_TRY(ql_embed(d->ctx, table, ids, d->original.x));
     ql_arena_release(device, mark);

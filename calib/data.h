@@ -28,8 +28,6 @@ typedef struct dataset {
     stream original;               /* through the full-precision model, to measure drift; absent if nobody asks */
 } dataset;
 
-int64_t dataset_batch_size(int64_t seq_len); /* sequences per batch */
-
 /* What a dataset is for: whole blocks at once, step by step, or step by step beside the original. */
 typedef enum dataset_use { DATASET_WHOLE_BLOCKS, DATASET_STEPS, DATASET_STEPS_AND_ORIGINAL } dataset_use;
 ql_status dataset_open(ql_ctx *ctx, const model_config *config, const token_file *tokens, dataset_use use,

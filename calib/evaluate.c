@@ -67,9 +67,8 @@ static ql_status score_rows(ql_ctx *ctx, runner *m, runner *base, const int32_t 
     int64_t vocab = m->model->config.vocab;
     ql_mat logits, base_logits, goal, nll, kld, same;
     QL_TRY(ql_arena_mat(device, QL_F32, rows, vocab, &logits));
-    QL_TRY(ql_arena_mat(device, QL_I32, 1, rows, &goal));
+    QL_TRY(ql_arena_upload(device, QL_I32, 1, rows, target + first, &goal));
     QL_TRY(ql_arena_mat(device, QL_F64, 1, rows, &nll));
-    QL_TRY(ql_upload(ctx, goal.data, target + first, ql_mat_bytes(goal)));
     QL_TRY(logits_of(ctx, m, first, rows, logits));
     QL_TRY(ql_nll(ctx, logits, goal, nll));
     QL_TRY(ql_download(ctx, s->nll + first, nll.data, ql_mat_bytes(nll)));

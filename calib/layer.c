@@ -189,7 +189,7 @@ static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, 
     job.name = name;
     QL_TRY(linear_quantize(&job, &b->lin[id], &result->module[id], &result->record[id]));
     result->quantized[id] = true;
-    return linear_set_quantized(e->ctx, &result->module[id], e->weights, &b->lin[id]);
+    return linear_set_quantized(&result->module[id], e->weights, &b->lin[id]);
 }
 
 /* Modules that runtimes fuse share the scale of a tensor: the largest weight of all of them, before any is replaced. */
@@ -320,7 +320,7 @@ static ql_status upload_stats(engine *e, int64_t layer, ql_arena *host, capture 
     for (site_id site = 0; site < SITES; site++) {
         if (!stats.site[site].hessian)
             return ql_fail(QL_MISMATCH, "%s: holds no Hessians; collect them with calibrate --collect hessian", path);
-        QL_TRY(capture_upload(e->ctx, &stats.site[site], e->scratch, &captures[site]));
+        QL_TRY(capture_upload(&stats.site[site], e->scratch, &captures[site]));
     }
     return QL_OK;
 }
@@ -384,7 +384,7 @@ ql_status layer_replay(engine *e, const layer_result *result) {
     if (ql_is_present(e->data->original.x)) QL_TRY(forward_all(e, &e->data->original, &b, result->layer));
     for (linear_id id = 0; id < LINEARS; id++)
         if (result->quantized[id] && e->mode == STATISTICS_PROPAGATED)
-            QL_TRY(linear_set_quantized(e->ctx, &result->module[id], e->weights, &b.lin[id]));
+            QL_TRY(linear_set_quantized(&result->module[id], e->weights, &b.lin[id]));
     return forward_all(e, &e->data->rows, &b, result->layer);
 }
 

@@ -40,8 +40,7 @@ static ql_status act_order(const linear_job *job, const float *diagonal, int64_t
     for (int64_t i = 0; i < k; i++) columns[i] = (ranked){diagonal[i], (int32_t)i};
     qsort(columns, (size_t)k, sizeof *columns, by_descending_value);
     for (int64_t i = 0; i < k; i++) order[i] = columns[i].column;
-    QL_TRY(ql_arena_mat(job->device, QL_I32, 1, k, device));
-    return ql_upload(job->ctx, device->data, order, ql_mat_bytes(*device));
+    return ql_arena_upload(job->device, QL_I32, 1, k, order, device);
 }
 
 /* Dead columns (no input was ever non-zero) stay out of the mean, which the damping is relative to. */
@@ -64,8 +63,7 @@ static ql_status make_grid(const linear_job *job, int64_t n, int64_t k, const in
     int32_t *g_idx;
     QL_TRY(ql_take(job->host, (size_t)k, sizeof *g_idx, &g_idx));
     for (int64_t p = 0; p < k; p++) g_idx[order[p]] = (int32_t)(p / group);
-    QL_TRY(ql_arena_mat(job->device, QL_I32, 1, k, &grid->g_idx));
-    return ql_upload(job->ctx, grid->g_idx.data, g_idx, ql_mat_bytes(grid->g_idx));
+    return ql_arena_upload(job->device, QL_I32, 1, k, g_idx, &grid->g_idx);
 }
 
 static method_run *choose_method(const linear_job *job, const linear_problem *p) {
@@ -115,11 +113,6 @@ static ql_status solve(const linear_job *job, linear_problem *p, ql_grid *grid, 
     return QL_OK;
 }
 
-static ql_status download_new(const linear_job *job, ql_mat mat, void **to) {
-    QL_TRY(ql_take(job->host, ql_mat_bytes(mat), 1, to));
-    return ql_download(job->ctx, *to, mat.data, ql_mat_bytes(mat));
-}
-
 static ql_status pack(const linear_job *job, const linear_problem *p, const ql_grid *grid, ql_mat codes, qmodule *out) {
     ql_mat words;
     int64_t n_words = ql_packed_words(p->k, grid->bits), n_scales = p->n * ql_groups(p->k, grid->group);
@@ -127,10 +120,10 @@ static ql_status pack(const linear_job *job, const linear_problem *p, const ql_g
     *out = (qmodule){.name = job->name, .n = p->n, .k = p->k, .bits = grid->bits, .group = grid->group};
     QL_TRY(ql_arena_mat(p->device, QL_I32, p->n, n_words, &words));
     QL_TRY(ql_pack(job->ctx, codes, grid->bits, words));
-    QL_TRY(download_new(job, words, (void **)&out->codes));
-    QL_TRY(download_new(job, grid->scale, (void **)&out->scale));
-    QL_TRY(download_new(job, grid->zero, (void **)&out->zero));
-    if (ql_is_present(grid->g_idx)) QL_TRY(download_new(job, grid->g_idx, (void **)&out->g_idx));
+    QL_TRY(ql_arena_download(job->host, job->ctx, words, (void **)&out->codes));
+    QL_TRY(ql_arena_download(job->host, job->ctx, grid->scale, (void **)&out->scale));
+    QL_TRY(ql_arena_download(job->host, job->ctx, grid->zero, (void **)&out->zero));
+    if (ql_is_present(grid->g_idx)) QL_TRY(ql_arena_download(job->host, job->ctx, grid->g_idx, (void **)&out->g_idx));
     /* Only literature grids change here: what the file holds is what the next block must see. */
     for (int64_t i = 0; i < n_scales; i++) out->scale[i] = ql_round_f16(out->scale[i]);
     return QL_OK;

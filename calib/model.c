@@ -76,33 +76,27 @@ static ql_status load_vector(const model *m, const char *name, int64_t size, ql_
     return load_tensor(m, name, 1, size, true, device, out);
 }
 
-static ql_status upload_new(ql_ctx *ctx, ql_arena *device, ql_dtype dtype, int64_t rows, int64_t cols, const void *data,
-                            ql_mat *out) {
-    QL_TRY(ql_arena_mat(device, dtype, rows, cols, out));
-    return ql_upload(ctx, out->data, data, ql_mat_bytes(*out));
-}
-
 /* No product reads these codes yet: the decoded weights stand for them. */
-static ql_status set_decoded(ql_ctx *ctx, const qmodule *q, ql_arena *device, linear *lin) {
+static ql_status set_decoded(const qmodule *q, ql_arena *device, linear *lin) {
     float *w = ql_malloc((size_t)(q->n * q->k) * sizeof *w);
     if (!w) return ql_fail(QL_NOMEM, "%s: no memory for its decoded weights", q->name);
     qmodule_dequantize(q, w);
     lin->q = (ql_qweight){0};
-    ql_status status = upload_new(ctx, device, QL_F32, q->n, q->k, w, &lin->w);
+    ql_status status = ql_arena_upload(device, QL_F32, q->n, q->k, w, &lin->w);
     ql_mfree(w);
     return status;
 }
 
-ql_status linear_set_quantized(ql_ctx *ctx, const qmodule *q, ql_arena *device, linear *lin) {
-    if (q->type != CODE_INT) return set_decoded(ctx, q, device, lin);
+ql_status linear_set_quantized(const qmodule *q, ql_arena *device, linear *lin) {
+    if (q->type != CODE_INT) return set_decoded(q, device, lin);
     int64_t groups = ql_groups(q->k, q->group);
     ql_qweight *to = &lin->q;
     *to = (ql_qweight){.n = q->n, .k = q->k, .grid = {.bits = q->bits, .group = q->group}};
     lin->w = ql_no_mat();
-    QL_TRY(upload_new(ctx, device, QL_I32, q->n, ql_packed_words(q->k, q->bits), q->codes, &to->codes));
-    QL_TRY(upload_new(ctx, device, QL_F32, q->n, groups, q->scale, &to->grid.scale));
-    QL_TRY(upload_new(ctx, device, QL_U8, q->n, groups, q->zero, &to->grid.zero));
-    return q->g_idx ? upload_new(ctx, device, QL_I32, 1, q->k, q->g_idx, &to->grid.g_idx) : QL_OK;
+    QL_TRY(ql_arena_upload(device, QL_I32, q->n, ql_packed_words(q->k, q->bits), q->codes, &to->codes));
+    QL_TRY(ql_arena_upload(device, QL_F32, q->n, groups, q->scale, &to->grid.scale));
+    QL_TRY(ql_arena_upload(device, QL_U8, q->n, groups, q->zero, &to->grid.zero));
+    return q->g_idx ? ql_arena_upload(device, QL_I32, 1, q->k, q->g_idx, &to->grid.g_idx) : QL_OK;
 }
 
 /* E4M3 in blocks goes with inputs in groups of as many; everything else with one scale per token or for all. */
@@ -116,7 +110,7 @@ static ql_status set_inputs(const model *m, const qmodule *q, ql_arena *device, 
                                                                                  : QL_SCALE_ROW;
     if (v->mode != QL_SCALE_TENSOR) return QL_OK;
     if (!q->input_scale) return ql_fail(QL_FORMAT, "%s: its static input_scale is missing", q->name);
-    return upload_new(m->ctx, device, QL_F32, 1, 1, q->input_scale, &v->scale);
+    return ql_arena_upload(device, QL_F32, 1, 1, q->input_scale, &v->scale);
 }
 
 static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_arena *device, linear *lin) {
@@ -136,7 +130,7 @@ static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_are
     ql_mark mark = ql_arena_mark(m->host);
     qmodule q;
     ql_status status = layout_decode(m->ck, &m->scheme, module, n, k, m->host, &q);
-    if (status == QL_OK) status = linear_set_quantized(m->ctx, &q, device, lin);
+    if (status == QL_OK) status = linear_set_quantized(&q, device, lin);
     if (status == QL_OK) status = set_inputs(m, &q, device, lin);
     ql_arena_release(m->host, mark);
     return status;

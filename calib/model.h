@@ -49,6 +49,6 @@ ql_status model_load_head(const model *m, ql_arena *device, ql_mat *norm,
                           ql_mat *head); /* final norm, lm_head [vocab][hidden] */
 
 /* Puts a quantized module, in host memory, in the place of a dense weight. */
-ql_status linear_set_quantized(ql_ctx *ctx, const qmodule *q, ql_arena *device, linear *lin);
+ql_status linear_set_quantized(const qmodule *q, ql_arena *device, linear *lin);
 
 #endif

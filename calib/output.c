@@ -14,7 +14,6 @@
 #define DEFAULT_SHARD_SIZE 5000000000ull
 
 uint64_t output_tensor_bytes(const output *out) { return out->plan.tensor_bytes; }
-uint64_t output_disk_bytes(const output *out) { return out->disk_bytes; }
 
 /* ---- before the work ----------------------------------------------------------------------------------------------------------- */
 
@@ -126,7 +125,6 @@ static ql_status check_space(output *out) {
     enum { OTHER_FILES = 64 << 20 }; /* tokenizer, texts, headers */
     uint64_t available, needed = out->plan.tensor_bytes + OTHER_FILES;
     needed += needed / 20;
-    out->disk_bytes = needed;
     QL_TRY(ql_dir_free_bytes(out->dir, &available));
     if (available >= needed) return QL_OK;
     return ql_fail(QL_DISK, "%s: the output needs %llu bytes, %llu are free", out->dir, (unsigned long long)needed,

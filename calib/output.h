@@ -49,6 +49,5 @@ void output_close(output *out);
 
 /* Bytes of all tensors, and of all files as far as they are known before the work. */
 uint64_t output_tensor_bytes(const output *out);
-uint64_t output_disk_bytes(const output *out);
 
 #endif

@@ -21,8 +21,7 @@ struct output {
     const layout_scheme *scheme; /* NULL: dense */
     ql_arena *arena, *scratch;   /* the job's; one tensor's or module's */
     output_plan plan;
-    ql_dtype dtype; /* of everything that is not quantized */
-    uint64_t disk_bytes;
+    ql_dtype dtype;     /* of everything that is not quantized */
     int64_t next;       /* item */
     st_writer *writer;  /* of the shard at hand, or NULL */
     st_tensor *tensors; /* its tensors */

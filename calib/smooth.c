@@ -38,8 +38,7 @@ static ql_status upload_columns(const smooth_problem *p, const float *scale, boo
         float s = scale[smooth_channel(p->config, p->site, j)];
         columns[j] = inverse ? 1.0f / s : s;
     }
-    QL_TRY(ql_arena_mat(p->device, QL_F32, 1, p->k, out));
-    return ql_upload(p->ctx, out->data, columns, ql_mat_bytes(*out));
+    return ql_arena_upload(p->device, QL_F32, 1, p->k, columns, out);
 }
 
 /* ---- for the searches --------------------------------------------------------------------------------------------------------- */
@@ -135,7 +134,7 @@ static ql_status take_statistics(const smooth_job *job, smooth_problem *p) {
     return QL_OK;
 }
 
-static ql_status describe(const smooth_job *job, const block *b, site_id site, ql_mat h, smooth_problem *p) {
+static void describe(const smooth_job *job, const block *b, site_id site, ql_mat h, smooth_problem *p) {
     *p = (smooth_problem){
         .ctx = job->ctx,
         .device = job->device,
@@ -152,7 +151,6 @@ static ql_status describe(const smooth_job *job, const block *b, site_id site, q
         p->reader[p->readers] = &b->lin[id];
         p->rule[p->readers++] = &job->rules[id];
     }
-    return take_statistics(job, p);
 }
 
 /* value / scale must be stored in 16 bits: it is rounded, and the scale adjusted so that nothing changes but the split.  A quotient
@@ -197,7 +195,8 @@ static ql_status search_site(const smooth_job *job, const block *b, site_id site
     if (!all_quantized(job, site) || !(behind_norm || is_awq)) return QL_OK;
     smooth_problem p;
     float *scale;
-    QL_TRY(describe(job, b, site, h, &p));
+    describe(job, b, site, h, &p);
+    QL_TRY(take_statistics(job, &p));
     QL_TRY(ql_take(job->host, (size_t)p.width, sizeof *scale, &scale));
     QL_TRY((is_awq ? smooth_awq : smooth_smoothquant)(&p, scale));
     if (is_identity(scale, p.width)) return QL_OK;
@@ -214,18 +213,17 @@ typedef struct site_vectors {
 
 static ql_status upload_vectors(const smooth_job *job, const block *b, site_id site, const smoothing *s,
                                 site_vectors *out) {
-    smooth_problem p = {0};
+    smooth_problem p;
     float *inverse;
     int64_t width = width_of(job->config, site);
     *out = (site_vectors){ql_no_mat(), ql_no_mat(), ql_no_mat()};
     if (!s->scale[site]) return QL_OK;
-    QL_TRY(describe(job, b, site, ql_no_mat(), &p));
+    describe(job, b, site, ql_no_mat(), &p);
     QL_TRY(upload_columns(&p, s->scale[site], false, &out->columns));
     QL_TRY(upload_columns(&p, s->scale[site], true, &out->inverse_columns));
     QL_TRY(ql_take(job->host, (size_t)width, sizeof *inverse, &inverse));
     for (int64_t c = 0; c < width; c++) inverse[c] = 1.0f / s->scale[site][c];
-    QL_TRY(ql_arena_mat(job->device, QL_F32, 1, width, &out->inverse_rows));
-    return ql_upload(job->ctx, out->inverse_rows.data, inverse, ql_mat_bytes(out->inverse_rows));
+    return ql_arena_upload(job->device, QL_F32, 1, width, inverse, &out->inverse_rows);
 }
 
 static ql_status scaled_copy(const smooth_job *job, ql_mat rows, ql_mat cols, ql_mat *mat) {

@@ -12,7 +12,7 @@
 
 enum { DEFLATE_RATIO = 1100, SENTENCE_SIZE = 2048, PIPE_BYTES = 1 << 20 };
 
-uint64_t h5_bytes(const h5_item *item) {
+static uint64_t item_bytes(const h5_item *item) {
     return (uint64_t)item->dims[0] * (uint64_t)(item->rank == 2 ? item->dims[1] : 1) * ql_dtype_size(item->dtype);
 }
 
@@ -60,7 +60,7 @@ static ql_status digest(const h5_item *items, int count, ql_arena *arena, char *
         if (item->kind == H5_INT) end += sprintf(end, "%lld\n", (long long)item->value);
         if (item->kind == H5_TEXT) end += snprintf(end, H5_TEXT_SIZE + 1, "%s\n", item->text);
         if (item->kind != H5_ARRAY) continue;
-        ql_sha256(item->data, h5_bytes(item), sha256);
+        ql_sha256(item->data, item_bytes(item), sha256);
         ql_hex(sha256, sizeof sha256, *hex);
         end += snprintf(end, 256, "%lld %lld %s\n", (long long)item->dims[0],
                         item->rank == 2 ? (long long)item->dims[1] : 1, *hex);
@@ -139,7 +139,7 @@ static ql_status compare_slab(const import *from, const h5_item *item, uint64_t 
 static ql_status receive_array(const import *from, h5_item *item, const h5_message *message) {
     QL_TRY(h5_check_dims(from->path, from->file_bytes, item, message->dims));
     memcpy(item->dims, message->dims, sizeof item->dims);
-    uint64_t bytes = h5_bytes(item);
+    uint64_t bytes = item_bytes(item);
     char *data = NULL;
     if (!from->compare) {
         QL_TRY(ql_take(from->arena, bytes, 1, &data));

@@ -72,7 +72,6 @@ _Noreturn void h5_read_child(const char *path, uint64_t file_bytes, const h5_ite
 
 /* Do these dims fit the item and, at deflate's best ratio, the file? */
 ql_status h5_check_dims(const char *path, uint64_t file_bytes, const h5_item *item, const int64_t dims[2]);
-uint64_t h5_bytes(const h5_item *item);
 
 /* h5_write.c: writes the items to a new file `path`, sends one message.  Runs in the child. */
 _Noreturn void h5_write_child(const char *path, const h5_item *items, int count, int out);

@@ -16,7 +16,6 @@ void ql_log_open(bool json, ql_level least) {
 }
 
 bool ql_log_is_json(void) { return json_lines; }
-bool ql_log_enabled(ql_level level) { return level >= least_level; }
 
 void ql_log_over_line(bool redrawn) { over_line = redrawn; }
 
@@ -47,7 +46,7 @@ static void escape_json(const char *text, char *out, size_t size) {
 }
 
 void ql_log(ql_level level, const char *format, ...) {
-    if (!ql_log_enabled(level)) return;
+    if (level < least_level) return;
     char message[3000], line[7000];
     va_list args;
     va_start(args, format);
@@ -72,11 +71,4 @@ void ql_log(ql_level level, const char *format, ...) {
     if (over_line) put_line(erase, sizeof erase - 1);
     over_line = false;
     if (length > 0) put_line(line, (size_t)length < sizeof line ? (size_t)length : sizeof line - 1);
-}
-
-void ql_log_event(const char *json_object) {
-    if (!json_lines) return;
-    char line[8192];
-    int length = snprintf(line, sizeof line, "%s\n", json_object);
-    if (length > 0 && (size_t)length < sizeof line) put_line(line, (size_t)length);
 }

@@ -9,15 +9,11 @@ typedef enum ql_level { QL_DEBUG, QL_INFO, QL_WARNING, QL_ERROR } ql_level;
 /* Default: text, QL_INFO. */
 void ql_log_open(bool json, ql_level least);
 bool ql_log_is_json(void);
-bool ql_log_enabled(ql_level level);
 
 /* "qalib: warning: ..." or {"ts":"...","level":"warning","message":"..."}.  A full or closed stderr is ignored. */
 void ql_log(ql_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* The cursor stands in a line that is redrawn (a progress bar): the next message erases that line first. */
 void ql_log_over_line(bool redrawn);
-
-/* A ready JSON object (one line, no newline), passed on only in JSON mode: progress and per-layer events. */
-void ql_log_event(const char *json_object);
 
 #endif

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "host/fault.h"
+#include "host/mat.h"
 
 enum { ALIGNMENT = 256, STRING_ALIGNMENT = 16, SMALLEST_CHUNK = 1 << 16 };
 
@@ -108,6 +109,17 @@ ql_status ql_arena_mat(ql_arena *arena, ql_dtype dtype, int64_t rows, int64_t co
         return ql_fail(QL_INVALID, "a matrix of %lld x %lld", (long long)rows, (long long)cols);
     *mat = (ql_mat){.dtype = dtype, .rows = rows, .cols = cols, .ld = cols};
     return ql_arena_take(arena, count, ql_dtype_size(dtype), &mat->data);
+}
+
+ql_status ql_arena_upload(ql_arena *arena, ql_dtype dtype, int64_t rows, int64_t cols, const void *values,
+                          ql_mat *mat) {
+    QL_TRY(ql_arena_mat(arena, dtype, rows, cols, mat));
+    return ql_upload(arena->ctx, mat->data, values, ql_mat_bytes(*mat));
+}
+
+ql_status ql_arena_download(ql_arena *arena, ql_ctx *ctx, ql_mat mat, void **values) {
+    QL_TRY(ql_arena_take(arena, ql_mat_bytes(mat), 1, values));
+    return ql_download(ctx, *values, mat.data, ql_mat_bytes(mat));
 }
 
 ql_mark ql_arena_mark(const ql_arena *arena) {

@@ -34,6 +34,11 @@ ql_status ql_arena_take(ql_arena *arena, size_t count, size_t size, void **data)
 /* A matrix with ld = cols. */
 ql_status ql_arena_mat(ql_arena *arena, ql_dtype dtype, int64_t rows, int64_t cols, ql_mat *mat);
 
+/* The same with its values from the host; a device arena. */
+ql_status ql_arena_upload(ql_arena *arena, ql_dtype dtype, int64_t rows, int64_t cols, const void *values, ql_mat *mat);
+/* A host copy of a device's matrix, all ld == cols, in a host arena. */
+ql_status ql_arena_download(ql_arena *arena, ql_ctx *ctx, ql_mat mat, void **values);
+
 ql_mark ql_arena_mark(const ql_arena *arena);
 void ql_arena_release(ql_arena *arena, ql_mark mark);
 size_t ql_arena_peak(const ql_arena *arena); /* most bytes in use at one time */

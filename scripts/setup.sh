@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what building and testing need, from Debian's packages; prints what it does, does nothing where nothing is missing.
 #   scripts/setup.sh          to build and run
-#   scripts/setup.sh --test   also what scripts/test.sh uses (clang, sanitizers, formatter)
+#   scripts/setup.sh --test   also what scripts/test.sh uses (clang, sanitizers, formatter, the tokenizers' Python environment)
 # CUDA is not installed: where nvcc is found the CUDA backend is built, elsewhere the CPU backend is complete.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 packages=(build-essential cmake ninja-build pkg-config libopenblas-dev liblapack-dev libhdf5-dev libjansson-dev libyaml-dev
     libpcre2-dev libssl-dev python3 python3-venv)
@@ -20,12 +21,12 @@ for package in "${packages[@]}"; do
 done
 if [ ${#missing[@]} -eq 0 ]; then
     echo "setup: all ${#packages[@]} packages are installed"
-    exit 0
+else
+    as_root=()
+    [ "$(id -u)" -eq 0 ] || as_root=(sudo)
+    echo "setup: installing ${missing[*]}"
+    "${as_root[@]}" apt-get update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
-
-as_root=()
-[ "$(id -u)" -eq 0 ] || as_root=(sudo)
-echo "setup: installing ${missing[*]}"
-"${as_root[@]}" apt-get update -qq
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+[ "${1:-}" != --test ] || python3 scripts/tokenize.py --setup
 echo "setup: done"

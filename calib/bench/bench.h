@@ -103,9 +103,6 @@ ql_status bench_measure(ql_ctx *ctx, const bench_setting *how, const bench_roofs
 /* Has the library's dense product measured for up to shape.m tokens, which takes seconds, and keeps the choices in the file. */
 ql_status bench_choose(ql_ctx *ctx, bench_shape shape, const char *choices);
 
-/* Seconds that the roofs allow at least. */
-double bench_roof_seconds(const bench_roofs *roofs, double flops, double bytes, double rate);
-
 /* ---- operations and models --------------------------------------------------------------------------------------------- */
 
 const bench_op *bench_at(int index);                                          /* NULL behind the last */

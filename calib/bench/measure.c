@@ -139,7 +139,8 @@ static ql_status compare(bench *own, bench *peer, bench_result *out) {
 
 /* ---- results ----------------------------------------------------------------------------------------------------------- */
 
-double bench_roof_seconds(const bench_roofs *roofs, double flops, double bytes, double rate) {
+/* Seconds that the roofs allow at least. */
+static double roof_seconds(const bench_roofs *roofs, double flops, double bytes, double rate) {
     return fmax(bytes / roofs->copy, flops / (rate * roofs->dense));
 }
 
@@ -173,7 +174,7 @@ ql_status bench_measure(ql_ctx *ctx, const bench_setting *how, const bench_roofs
         out->flops = own.flops;
         out->bytes = own.bytes;
         snprintf(out->plan, sizeof out->plan, "%s", own.plan);
-        if (roofs) out->roof = bench_roof_seconds(roofs, own.flops, own.bytes, own.rate) / out->own.median;
+        if (roofs) out->roof = roof_seconds(roofs, own.flops, own.bytes, own.rate) / out->own.median;
     }
     close_case(&own);
     return status;
