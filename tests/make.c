@@ -80,20 +80,24 @@ static void encode(void *data, int64_t i, ql_dtype dtype, float value) {
     else ((uint16_t *)data)[i] = dtype == QL_F16 ? ql_f32_to_f16(value) : ql_f32_to_bf16(value);
 }
 
-static ql_status put_tensors(st_writer *writer, const st_tensor *tensors, int64_t count, uint64_t seed, void *data) {
+static ql_status put_tensors(st_writer *writer, const st_tensor *tensors, int64_t count, const make_model *model,
+                             void *data) {
     for (int64_t t = 0; t < count; t++) {
         const st_tensor *tensor = &tensors[t];
         int64_t k = tensor->shape[tensor->rank - 1], size = k * (tensor->rank == 2 ? tensor->shape[0] : 1);
-        for (int64_t i = 0; i < size; i++) encode(data, i, tensor->dtype, (float)make_value(seed, tensor->name, k, i));
+        for (int64_t i = 0; i < size; i++)
+            encode(data, i, tensor->dtype, (float)make_value(model->seed, tensor->name, k, i));
+        if (model->norm_weight != 0 && strcmp(tensor->name, "model.norm.weight") == 0)
+            encode(data, 7, tensor->dtype, model->norm_weight);
         QL_TRY(st_writer_put(writer, tensor, data));
     }
     return QL_OK;
 }
 
-static ql_status write_shard(const char *path, st_tensor *tensors, int64_t count, uint64_t seed, void *data) {
+static ql_status write_shard(const char *path, st_tensor *tensors, int64_t count, const make_model *model, void *data) {
     st_writer *writer;
     QL_TRY(st_writer_open(path, tensors, count, NULL, &writer));
-    ql_status status = put_tensors(writer, tensors, count, seed, data);
+    ql_status status = put_tensors(writer, tensors, count, model, data);
     if (status == QL_OK) return st_writer_commit(writer, NULL);
     st_writer_abort(writer);
     return status;
@@ -132,7 +136,7 @@ static ql_status write_weights(const char *dir, const make_model *model, const m
         char file[64] = "model.safetensors", path[MAKE_PATH + 64];
         if (model->shards > 1) snprintf(file, sizeof file, "model-%05d-of-%05d.safetensors", shard + 1, model->shards);
         snprintf(path, sizeof path, "%s/%s", dir, file);
-        status = write_shard(path, tensors + first, last - first, model->seed, data);
+        status = write_shard(path, tensors + first, last - first, model, data);
         for (int64_t i = first; i < last; i++) json_object_set_new(weight_map, tensors[i].name, json_string(file));
     }
     char path[MAKE_PATH + 64];

@@ -25,6 +25,7 @@ typedef struct make_model {
     ql_dtype dtype; /* QL_F32, QL_F16 or QL_BF16, of all tensors */
     int shards;     /* 1: model.safetensors; more: that many files with an index */
     uint64_t seed;
+    float norm_weight; /* one element of the last norm; 0: like the others */
     const char *
         extra; /* further members of config.json, for instance "\"sliding_window\": 8"; replaces members of the same name */
 } make_model;
