@@ -23,8 +23,7 @@ int layout_teardown(void **state) {
     return ql_dir_remove(layout_dir) == QL_OK ? 0 : -1;
 }
 
-/* Slow and obvious: bit i of the stream is bit i % 32 of word i / 32. */
-static void set_bits(uint32_t *stream, int64_t first, int bits, uint32_t value) {
+void layout_set_bits(uint32_t *stream, int64_t first, int bits, uint32_t value) {
     for (int b = 0; b < bits; b++)
         if (value >> b & 1) stream[(first + b) / 32] |= 1u << (first + b) % 32;
 }
@@ -45,8 +44,8 @@ qmodule layout_module(int64_t n, int64_t k, int bits, int64_t group, bool symmet
     assert_ok(ql_take(layout_arena, (size_t)(n * groups), sizeof *q.zero, &q.zero));
     for (int64_t r = 0; r < n; r++) {
         for (int64_t c = 0; c < k; c++)
-            set_bits(q.codes + r * words, c * bits, bits,
-                     r == 1 ? most : (uint32_t)ql_random((uint64_t)r, (uint64_t)c) & most);
+            layout_set_bits(q.codes + r * words, c * bits, bits,
+                            r == 1 ? most : (uint32_t)ql_random((uint64_t)r, (uint64_t)c) & most);
         for (int64_t g = 0; g < groups; g++) {
             uint64_t i = (uint64_t)(r * groups + g);
             q.scale[i] = ql_round_f16((float)(0.001 + ql_random_uniform(3, i)));

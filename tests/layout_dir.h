@@ -13,6 +13,8 @@ int layout_setup(void **state), layout_teardown(void **state);
 
 /* Codes of all values, an output that clips, zero points over the whole range (or the middle), the least FP16 scale. */
 qmodule layout_module(int64_t n, int64_t k, int bits, int64_t group, bool symmetric);
+/* Slow and obvious: bit i of the stream is bit i % 32 of word i / 32; expects zeros. */
+void layout_set_bits(uint32_t *stream, int64_t first, int bits, uint32_t value);
 uint32_t layout_code(const qmodule *q, int64_t n, int64_t k); /* bit by bit from the stream */
 
 void layout_save_text(const char *name, const char *text);

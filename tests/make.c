@@ -178,3 +178,21 @@ void make_file(const char *dir, const char *name, const void *data, size_t size)
 }
 
 void make_text(const char *dir, const char *name, const char *text) { make_file(dir, name, text, strlen(text)); }
+
+int make_place_open(void **state) {
+    make_place *p = calloc(1, sizeof *p);
+    assert_non_null(p);
+    make_dir(p->dir);
+    snprintf(p->path, sizeof p->path, "%s/" MAKE_PLACE_FILE, p->dir);
+    assert_ok(ql_arena_open(NULL, &p->arena));
+    *state = p;
+    return 0;
+}
+
+int make_place_close(void **state) {
+    make_place *p = *state;
+    assert_ok(ql_dir_remove(p->dir));
+    ql_arena_close(p->arena);
+    free(p);
+    return 0;
+}

@@ -47,4 +47,13 @@ void make_dir(char dir[MAKE_PATH]);
 void make_file(const char *dir, const char *name, const void *data, size_t size);
 void make_text(const char *dir, const char *name, const char *text);
 
+/* Setup and teardown of a test, or a group of them, that reads one file: *state is the place. */
+#define MAKE_PLACE_FILE "file"
+typedef struct make_place {
+    char dir[MAKE_PATH], path[MAKE_PATH + 16]; /* path: of MAKE_PLACE_FILE */
+    ql_arena *arena;
+} make_place;
+int make_place_open(void **state);
+int make_place_close(void **state);
+
 #endif

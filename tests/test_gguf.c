@@ -207,36 +207,14 @@ static const struct {
 };
 enum { FILES = sizeof files / sizeof files[0] };
 
-typedef struct place {
-    char dir[MAKE_PATH], path[MAKE_PATH + 16];
-    ql_arena *arena;
-} place;
-
-static int setup(void **state) {
-    place *p = calloc(1, sizeof *p);
-    make_dir(p->dir);
-    snprintf(p->path, sizeof p->path, "%s/a.gguf", p->dir);
-    assert_ok(ql_arena_open(NULL, &p->arena));
-    *state = p;
-    return 0;
-}
-
-static int teardown(void **state) {
-    place *p = *state;
-    assert_ok(ql_dir_remove(p->dir));
-    ql_arena_close(p->arena);
-    free(p);
-    return 0;
-}
-
 static void gguf_verdicts(void **state) {
-    place *p = *state;
+    make_place *p = *state;
     static bytes b;
     for (int i = 0; i < FILES; i++) {
         gguf_file file;
         b.size = 0;
         files[i].make(&b);
-        make_file(p->dir, "a.gguf", b.data, b.size);
+        make_file(p->dir, MAKE_PLACE_FILE, b.data, b.size);
         ql_status status = gguf_open(p->path, p->arena, &file);
         if (status == QL_OK) gguf_close(&file);
         if (!files[i].words && status != QL_OK) fail_msg("file %d: %s", i, ql_last_error());
@@ -249,13 +227,13 @@ static void gguf_verdicts(void **state) {
 
 /* Wherever a file ends early, something is missing; one byte more at the end is nobody's. */
 static void gguf_cut_anywhere(void **state) {
-    place *p = *state;
+    make_place *p = *state;
     static bytes b;
     good_two_tensors(&b);
     size_t needed = b.size - 28; /* the padding of the last tensor may be missing */
     for (size_t size = 0; size < b.size; size++) {
         gguf_file file;
-        make_file(p->dir, "a.gguf", b.data, size);
+        make_file(p->dir, MAKE_PLACE_FILE, b.data, size);
         ql_status status = gguf_open(p->path, p->arena, &file);
         assert_int_equal(status, size < needed ? QL_FORMAT : QL_OK);
         gguf_close(&file);
@@ -263,14 +241,14 @@ static void gguf_cut_anywhere(void **state) {
 }
 
 static void gguf_values(void **state) {
-    place *p = *state;
+    make_place *p = *state;
     static bytes b;
     gguf_file file;
     int64_t integer = -1;
     double real = -1;
     char *words;
     good_every_kind(&b);
-    make_file(p->dir, "a.gguf", b.data, b.size);
+    make_file(p->dir, MAKE_PLACE_FILE, b.data, b.size);
     assert_ok(gguf_open(p->path, p->arena, &file));
     const char *integers[] = {"ka", "kb", "kc", "kd", "ke", "kf", "kk", "kl"};
     for (int i = 0; i < 8; i++) {
@@ -297,7 +275,7 @@ static void gguf_values(void **state) {
 
 /* The bytes of formats.md 6.1, key by key and tensor by tensor. */
 static void gguf_writes_these_bytes(void **state) {
-    place *p = *state;
+    make_place *p = *state;
     static bytes b;
     gguf_meta meta = {0};
     gguf_tensor tensors[2] = {{.name = "a", .type = gguf_block(QL_Q4_0), .rank = 2, .ne = {32, 1, 1, 1}},
@@ -326,7 +304,7 @@ static void gguf_writes_these_bytes(void **state) {
 }
 
 static void gguf_writer_wants_every_tensor(void **state) {
-    place *p = *state;
+    make_place *p = *state;
     gguf_meta meta = {0};
     gguf_tensor one_tensor = {.name = "a", .type = gguf_block(QL_Q4_K), .rank = 2, .ne = {256, 1, 1, 1}};
     gguf_writer *writer;
@@ -346,5 +324,5 @@ int main(void) {
         cmocka_unit_test(gguf_writes_these_bytes),
         cmocka_unit_test(gguf_writer_wants_every_tensor),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, make_place_open, make_place_close);
 }

@@ -28,30 +28,8 @@ static void legacy(bytes *b) {
     int32(b, 12), text(b, "wiki.txt");
 }
 
-typedef struct place {
-    char dir[MAKE_PATH], path[MAKE_PATH + 16];
-    ql_arena *arena;
-} place;
-
-static int setup(void **state) {
-    place *p = calloc(1, sizeof *p);
-    make_dir(p->dir);
-    snprintf(p->path, sizeof p->path, "%s/imatrix", p->dir);
-    assert_ok(ql_arena_open(NULL, &p->arena));
-    *state = p;
-    return 0;
-}
-
-static int teardown(void **state) {
-    place *p = *state;
-    assert_ok(ql_dir_remove(p->dir));
-    ql_arena_close(p->arena);
-    free(p);
-    return 0;
-}
-
-static ql_status read_bytes(place *p, const bytes *b, imatrix *out) {
-    make_file(p->dir, "imatrix", b->data, b->size);
+static ql_status read_bytes(make_place *p, const bytes *b, imatrix *out) {
+    make_file(p->dir, MAKE_PLACE_FILE, b->data, b->size);
     return imatrix_read(p->path, p->arena, out);
 }
 
@@ -94,7 +72,7 @@ static void imatrix_cut_anywhere(void **state) {
 }
 
 static void imatrix_gguf_form_comes_back(void **state) {
-    place *p = *state;
+    make_place *p = *state;
     bytes b;
     imatrix m, again;
     gguf_file file;
@@ -128,7 +106,7 @@ static void imatrix_weights_have_a_floor(void **state) {
     assert_true(weights[0] == 1 && weights[1] == 1);
 }
 
-static void refuse(place *p, bytes *b, const char *words) {
+static void refuse(make_place *p, bytes *b, const char *words) {
     imatrix m;
     assert_refused(read_bytes(p, b, &m), QL_FORMAT, words);
 }
@@ -154,7 +132,7 @@ static void imatrix_bad_legacy(void **state) {
 
 /* One tensor, one key less or of another type. */
 static void imatrix_bad_gguf(void **state) {
-    place *p = *state;
+    make_place *p = *state;
     static const char *const words[] = {"\"general.type\" is missing",
                                         "not an importance matrix",
                                         "\"imatrix.chunk_count\" is missing",
@@ -193,5 +171,5 @@ int main(void) {
         cmocka_unit_test(imatrix_bad_legacy),
         cmocka_unit_test(imatrix_bad_gguf),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, make_place_open, make_place_close);
 }

@@ -1,7 +1,5 @@
 /* GPTQ files: known words, independent bit-by-bit reading of what the encoder wrote, and files of other tools. */
-#include "tests/test.h"
-
-#include <unistd.h>
+#include "tests/layout_dir.h"
 
 #include "formats/json.h"
 #include "formats/layout.h"
@@ -9,36 +7,7 @@
 #include "host/num.h"
 #include "host/rng.h"
 
-static ql_arena *arena;
-static char dir[64];
-
-static int setup(void **state) {
-    (void)state;
-    snprintf(dir, sizeof dir, "/tmp/qalib-gptq-XXXXXX");
-    if (!mkdtemp(dir)) return -1;
-    return ql_arena_open(NULL, &arena) == QL_OK ? 0 : -1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    ql_arena_close(arena);
-    return ql_dir_remove(dir) == QL_OK ? 0 : -1;
-}
-
 /* ---- modules and directories for the tests ---------------------------------------------------------------------------------- */
-
-static const char *const module = "model.layers.0.self_attn.q_proj";
-
-/* Code of (n, k): all values occur, neighbours differ in both directions. */
-static uint32_t code_of(int64_t n, int64_t k, int bits) {
-    return (uint32_t)ql_random((uint64_t)n, (uint64_t)k) & ((1u << bits) - 1);
-}
-
-/* Slow and obvious: bit i of the stream is bit i % 32 of word i / 32. */
-static void set_bits(uint32_t *stream, int64_t first, int bits, uint32_t value) {
-    for (int b = 0; b < bits; b++)
-        if (value >> b & 1) stream[(first + b) / 32] |= 1u << (first + b) % 32;
-}
 
 static uint32_t get_bits(const uint32_t *stream, int64_t stride, int64_t first, int bits) {
     uint32_t value = 0;
@@ -46,27 +15,16 @@ static uint32_t get_bits(const uint32_t *stream, int64_t stride, int64_t first, 
     return value;
 }
 
-/* Asymmetric data, several groups; the last group of output 0 has the scale of an all-zero group, output 1 clips. */
+/* Version 1 stores zero - 1. */
 static qmodule make_module(int64_t n, int64_t k, int bits, int64_t group) {
-    qmodule q = {.name = module, .n = n, .k = k, .bits = bits, .group = group};
-    int64_t words = ql_packed_words(k, bits), groups = ql_groups(k, group);
-    assert_ok(ql_take(arena, (size_t)(n * words), sizeof *q.codes, &q.codes));
-    assert_ok(ql_take(arena, (size_t)(n * groups), sizeof *q.scale, &q.scale));
-    assert_ok(ql_take(arena, (size_t)(n * groups), sizeof *q.zero, &q.zero));
-    for (int64_t r = 0; r < n; r++) {
-        for (int64_t c = 0; c < k; c++)
-            set_bits(q.codes + r * words, c * bits, bits, r == 1 ? (1u << bits) - 1 : code_of(r, c, bits));
-        for (int64_t g = 0; g < groups; g++) {
-            q.scale[r * groups + g] = ql_round_f16((float)(0.001 + ql_random_uniform(3, (uint64_t)(r * groups + g))));
-            q.zero[r * groups + g] = (uint8_t)(1 + ql_random(4, (uint64_t)(r * groups + g)) % ((1u << bits) - 1));
-        }
-    }
-    q.scale[groups - 1] = 0x1p-24f; /* the smallest F16 above 0 */
+    qmodule q = layout_module(n, k, bits, group, false);
+    for (int64_t i = 0; i < n * ql_groups(k, group); i++)
+        if (q.zero[i] == 0) q.zero[i] = 1;
     return q;
 }
 
 static void permute_groups(qmodule *q) {
-    assert_ok(ql_take(arena, (size_t)q->k, sizeof *q->g_idx, &q->g_idx));
+    assert_ok(ql_take(layout_arena, (size_t)q->k, sizeof *q->g_idx, &q->g_idx));
     for (int64_t k = 0; k < q->k; k++) q->g_idx[k] = (int32_t)(k % ql_groups(q->k, q->group));
 }
 
@@ -82,82 +40,25 @@ static layout_scheme scheme_of(const qmodule *q, int version) {
 
 static ql_status encode(const qmodule *q, int version, layout_tensors *out) {
     const layout_scheme scheme = {.version = version};
-    return layout_encode(&scheme, q, arena, out);
+    return layout_encode(&scheme, q, layout_arena, out);
 }
 
 static const char *obstacle(int64_t n, int64_t k, int bits, int64_t group) {
     const layout_scheme scheme = {0};
-    return layout_obstacle(&scheme, n, k, (layout_rule){.bits = bits, .group = group}, arena);
-}
-
-static void save_text(const char *name, const char *text) {
-    char path[128];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    assert_ok(ql_file_save(path, text, strlen(text)));
+    return layout_obstacle(&scheme, n, k, (layout_rule){.bits = bits, .group = group}, layout_arena);
 }
 
 static void save_config(const layout_scheme *scheme) {
     json_t *quantization;
     assert_ok(layout_config(scheme, &quantization));
-    json_t *config = json_pack("{s:s, s:o}", "model_type", "llama", "quantization_config", quantization);
-    char *text = json_dumps(config, JSON_INDENT(2));
-    save_text("config.json", text);
-    free(text);
-    json_decref(config);
-}
-
-static void save_tensors(layout_tensors *tensors) {
-    char path[128];
-    st_writer *writer;
-    snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    const char *names[LAYOUT_MAX_TENSORS];
-    for (int t = 0; t < tensors->count; t++) names[t] = tensors->tensor[t].name;
-    st_tensor sorted[LAYOUT_MAX_TENSORS];
-    memcpy(sorted, tensors->tensor, sizeof sorted);
-    assert_ok(st_writer_open(path, sorted, tensors->count, NULL, &writer));
-    for (int s = 0; s < tensors->count; s++)
-        for (int t = 0; t < tensors->count; t++)
-            if (strcmp(sorted[s].name, names[t]) == 0) assert_ok(st_writer_put(writer, &sorted[s], tensors->data[t]));
-    assert_ok(st_writer_commit(writer, NULL));
-}
-
-static void drop(layout_tensors *tensors, const char *suffix) {
-    int kept = 0;
-    for (int t = 0; t < tensors->count; t++) {
-        if (strstr(tensors->tensor[t].name, suffix)) continue;
-        tensors->tensor[kept] = tensors->tensor[t];
-        tensors->data[kept++] = tensors->data[t];
-    }
-    tensors->count = kept;
-}
-
-static ql_status read_back(int64_t n, int64_t k, qmodule *out) {
-    checkpoint *ck;
-    layout_scheme scheme;
-    assert_ok(checkpoint_open(dir, &ck));
-    ql_status status = layout_read(ck, &scheme);
-    if (status == QL_OK) status = layout_decode(ck, &scheme, module, n, k, arena, out);
-    checkpoint_close(ck);
-    return status;
-}
-
-static void assert_same(const qmodule *a, const qmodule *b) {
-    int64_t groups = ql_groups(a->k, a->group);
-    assert_string_equal(a->name, b->name);
-    assert_int_equal(a->bits, b->bits);
-    assert_int_equal(a->group, b->group);
-    assert_memory_equal(a->codes, b->codes, (size_t)(a->n * ql_packed_words(a->k, a->bits)) * sizeof *a->codes);
-    assert_memory_equal(a->scale, b->scale, (size_t)(a->n * groups) * sizeof *a->scale);
-    assert_memory_equal(a->zero, b->zero, (size_t)(a->n * groups));
-    assert_int_equal(a->g_idx == NULL, b->g_idx == NULL);
-    if (a->g_idx) assert_memory_equal(a->g_idx, b->g_idx, (size_t)a->k * sizeof *a->g_idx);
+    layout_save_quantization(quantization);
 }
 
 static void write_directory(const qmodule *q, int version, layout_tensors *tensors) {
     layout_scheme scheme = scheme_of(q, version);
     save_config(&scheme);
     assert_ok(encode(q, version, tensors));
-    save_tensors(tensors);
+    layout_save_tensors(tensors);
 }
 
 /* ---- encoding ---------------------------------------------------------------------------------------------------------------- */
@@ -187,7 +88,8 @@ static void encode_known_words(void **state) {
         qmodule q = make_module(64, 32, bits, 32);
         memset(q.codes, 0, (size_t)(64 * bits) * sizeof *q.codes);
         memset(q.zero, 1 << (bits - 1), 64);
-        for (int k = 0; k < 32; k++) set_bits(q.codes + 5 * bits, k * bits, bits, (uint32_t)k & ((1u << bits) - 1));
+        for (int k = 0; k < 32; k++)
+            layout_set_bits(q.codes + 5 * bits, k * bits, bits, (uint32_t)k & ((1u << bits) - 1));
         for (int version = 1; version <= 2; version++) {
             layout_tensors t;
             assert_ok(encode(&q, version, &t));
@@ -221,8 +123,7 @@ static void encode_every_element_lies_where_the_format_says(void **state) {
         }
         for (int64_t n = 0; n < 96; n++)
             for (int64_t k = 0; k < 160; k++)
-                assert_int_equal(get_bits((uint32_t *)t.data[0] + n, 96, k * bits, bits),
-                                 n == 1 ? (1u << bits) - 1 : code_of(n, k, bits));
+                assert_int_equal(get_bits((uint32_t *)t.data[0] + n, 96, k * bits, bits), layout_code(&q, n, k));
         for (int64_t g = 0; g < 5; g++)
             for (int64_t n = 0; n < 96; n++) {
                 assert_int_equal(get_bits((uint32_t *)t.data[1] + g * 96 * bits / 32, 1, n * bits, bits) + 1,
@@ -235,7 +136,7 @@ static void encode_every_element_lies_where_the_format_says(void **state) {
 
 static void encode_shapes_of_llama_8b(void **state) {
     (void)state;
-    qmodule q = {.name = module, .n = 4096, .k = 14336, .bits = 4, .group = 128};
+    qmodule q = {.name = LAYOUT_MODULE, .n = 4096, .k = 14336, .bits = 4, .group = 128};
     layout_tensors t;
     assert_ok(encode(&q, 1, &t));
     assert_int_equal(t.tensor[0].shape[0], 1792);
@@ -262,16 +163,16 @@ static void trap08_v1_zero_point_0_is_refused(void **state) {
     q.zero[3] = 0;
     assert_refused(encode(&q, 1, &t), QL_MISMATCH, "use v2");
     write_directory(&q, 2, &t);
-    assert_ok(read_back(32, 64, &back));
-    assert_same(&q, &back);
+    assert_ok(layout_read_back(32, 64, &back));
+    layout_assert_same(&q, &back);
     /* v1 read of a stored 15: kernels make 16 or 0 of it. */
     layout_scheme scheme = scheme_of(&q, 1);
     save_config(&scheme);
     q.zero[3] = 1;
     assert_ok(encode(&q, 1, &t));
     ((uint32_t *)t.data[1])[0] |= 0xf0;
-    save_tensors(&t);
-    assert_refused(read_back(32, 64, &back), QL_FORMAT, "loaders read differently");
+    layout_save_tensors(&t);
+    assert_refused(layout_read_back(32, 64, &back), QL_FORMAT, "loaders read differently");
 }
 
 static void trap09_a_zero_point_too_large_cannot_damage_its_neighbour(void **state) {
@@ -303,11 +204,11 @@ static void trap10_unequal_groups_are_refused(void **state) {
     q.g_idx[0] = 0;
     write_directory(&q, 1, &t);
     ((int32_t *)t.data[3])[0] = 1;
-    save_tensors(&t);
-    assert_refused(read_back(32, 64, &back), QL_FORMAT, "more members");
+    layout_save_tensors(&t);
+    assert_refused(layout_read_back(32, 64, &back), QL_FORMAT, "more members");
     ((int32_t *)t.data[3])[0] = 2;
-    save_tensors(&t);
-    assert_refused(read_back(32, 64, &back), QL_FORMAT, "there are 2 groups");
+    layout_save_tensors(&t);
+    assert_refused(layout_read_back(32, 64, &back), QL_FORMAT, "there are 2 groups");
 }
 
 /* ---- reading back -------------------------------------------------------------------------------------------------------------- */
@@ -322,8 +223,8 @@ static void round_trip_is_exact(void **state) {
                 layout_tensors t;
                 if (permuted) permute_groups(&q);
                 write_directory(&q, version, &t);
-                assert_ok(read_back(96, 128, &back));
-                assert_same(&q, &back);
+                assert_ok(layout_read_back(96, 128, &back));
+                layout_assert_same(&q, &back);
             }
 }
 
@@ -335,8 +236,8 @@ static void whole_row_as_one_group(void **state) {
     write_directory(&q, 1, &t);
     scheme.group = -1;
     save_config(&scheme);
-    assert_ok(read_back(32, 96, &back));
-    assert_same(&q, &back);
+    assert_ok(layout_read_back(32, 96, &back));
+    layout_assert_same(&q, &back);
 }
 
 static void foreign_without_g_idx(void **state) {
@@ -344,10 +245,10 @@ static void foreign_without_g_idx(void **state) {
     qmodule q = make_module(32, 96, 4, 32), back;
     layout_tensors t;
     write_directory(&q, 1, &t);
-    drop(&t, "g_idx");
-    save_tensors(&t);
-    assert_ok(read_back(32, 96, &back));
-    assert_same(&q, &back);
+    layout_drop(&t, "g_idx");
+    layout_save_tensors(&t);
+    assert_ok(layout_read_back(32, 96, &back));
+    layout_assert_same(&q, &back);
 }
 
 static void trap10_desc_act_without_g_idx_is_refused(void **state) {
@@ -356,11 +257,11 @@ static void trap10_desc_act_without_g_idx_is_refused(void **state) {
     layout_scheme scheme = scheme_of(&q, 1);
     layout_tensors t;
     write_directory(&q, 1, &t);
-    drop(&t, "g_idx");
-    save_tensors(&t);
+    layout_drop(&t, "g_idx");
+    layout_save_tensors(&t);
     scheme.desc_act = true, scheme.static_groups = false;
     save_config(&scheme);
-    assert_refused(read_back(32, 96, &back), QL_FORMAT, "g_idx: missing");
+    assert_refused(layout_read_back(32, 96, &back), QL_FORMAT, "g_idx: missing");
 }
 
 static void foreign_g_idx_all_zero(void **state) {
@@ -369,9 +270,9 @@ static void foreign_g_idx_all_zero(void **state) {
     layout_tensors t;
     write_directory(&q, 1, &t);
     memset(t.data[3], 0, 96 * sizeof(int32_t));
-    save_tensors(&t);
-    assert_ok(read_back(32, 96, &back));
-    assert_same(&q, &back);
+    layout_save_tensors(&t);
+    assert_ok(layout_read_back(32, 96, &back));
+    layout_assert_same(&q, &back);
 }
 
 static void foreign_scales_in_bf16_and_f32(void **state) {
@@ -391,9 +292,9 @@ static void foreign_scales_in_bf16_and_f32(void **state) {
         t.tensor[2].dtype_name = wide ? "F32" : "BF16";
         t.tensor[2].size = wide ? 256 : 128;
         t.data[2] = wide ? (void *)scales : (void *)halves;
-        save_tensors(&t);
-        assert_ok(read_back(32, 64, &back));
-        assert_same(&q, &back);
+        layout_save_tensors(&t);
+        assert_ok(layout_read_back(32, 64, &back));
+        layout_assert_same(&q, &back);
     }
 }
 
@@ -402,12 +303,13 @@ static void foreign_quantize_config_alone(void **state) {
     qmodule q = make_module(32, 64, 4, 32), back;
     layout_tensors t;
     write_directory(&q, 1, &t);
-    save_text("config.json", "{\"model_type\": \"llama\"}");
-    assert_refused(read_back(32, 64, &back), QL_FORMAT, "not quantized");
-    save_text("quantize_config.json", "{\"bits\": 4, \"group_size\": 32, \"damp_percent\": 0.01, \"desc_act\": false, "
-                                      "\"sym\": false, \"true_sequential\": true, \"model_name_or_path\": null}");
-    assert_ok(read_back(32, 64, &back));
-    assert_same(&q, &back);
+    layout_save_text("config.json", "{\"model_type\": \"llama\"}");
+    assert_refused(layout_read_back(32, 64, &back), QL_FORMAT, "not quantized");
+    layout_save_text("quantize_config.json",
+                     "{\"bits\": 4, \"group_size\": 32, \"damp_percent\": 0.01, \"desc_act\": false, "
+                     "\"sym\": false, \"true_sequential\": true, \"model_name_or_path\": null}");
+    assert_ok(layout_read_back(32, 64, &back));
+    layout_assert_same(&q, &back);
 }
 
 static void trap03_unsigned_words_are_refused(void **state) {
@@ -416,8 +318,8 @@ static void trap03_unsigned_words_are_refused(void **state) {
     layout_tensors t;
     write_directory(&q, 1, &t);
     t.tensor[0].dtype = QL_F32, t.tensor[0].dtype_name = "F32";
-    save_tensors(&t);
-    assert_refused(read_back(32, 64, &back), QL_FORMAT, "qweight: is F32, must be I32");
+    layout_save_tensors(&t);
+    assert_refused(layout_read_back(32, 64, &back), QL_FORMAT, "qweight: is F32, must be I32");
 }
 
 /* Read with the other label, every zero point is off by one; the constant zeros of a symmetric grid give it away. */
@@ -430,11 +332,11 @@ static void trap07_wrong_version_label_is_noticed(void **state) {
             layout_tensors t;
             memset(q.zero, 1 << (widths[i] - 1), 64);
             write_directory(&q, version, &t);
-            assert_ok(read_back(32, 64, &back));
+            assert_ok(layout_read_back(32, 64, &back));
             assert_true(layout_gptq_label_fits(&back, version));
             layout_scheme wrong = scheme_of(&q, 3 - version);
             save_config(&wrong);
-            assert_ok(read_back(32, 64, &back));
+            assert_ok(layout_read_back(32, 64, &back));
             assert_false(layout_gptq_label_fits(&back, 3 - version));
             assert_int_equal(back.zero[9], q.zero[9] + (version == 1 ? -1 : 1));
         }
@@ -446,8 +348,8 @@ static void trap11_untransposed_weight_is_named(void **state) {
     layout_tensors t;
     write_directory(&q, 1, &t);
     t.tensor[0].shape[0] = 32, t.tensor[0].shape[1] = 16;
-    save_tensors(&t);
-    assert_refused(read_back(32, 128, &back), QL_FORMAT, "untransposed");
+    layout_save_tensors(&t);
+    assert_refused(layout_read_back(32, 128, &back), QL_FORMAT, "untransposed");
 }
 
 static void trap13_config_against_tensors(void **state) {
@@ -458,16 +360,16 @@ static void trap13_config_against_tensors(void **state) {
     write_directory(&q, 1, &t);
     scheme.bits = 8;
     save_config(&scheme);
-    assert_refused(read_back(32, 128, &back), QL_FORMAT,
+    assert_refused(layout_read_back(32, 128, &back), QL_FORMAT,
                    "is [16, 32], but N = 32, K = 128, 8 bits and groups of 32 need [32, 32] (this would be 4 bits)");
     scheme.bits = 4, scheme.group = 64;
     save_config(&scheme);
-    assert_refused(read_back(32, 128, &back), QL_FORMAT,
+    assert_refused(layout_read_back(32, 128, &back), QL_FORMAT,
                    "qzeros: is [4, 4], but N = 32, K = 128, 4 bits and groups of 64 need [2, 4]");
     scheme.group = 32;
     save_config(&scheme);
-    save_text("quantize_config.json", "{\"bits\": 4, \"group_size\": 128, \"sym\": false, \"desc_act\": false}");
-    assert_refused(read_back(32, 128, &back), QL_FORMAT, "quantize_config.json 4 bits, group 128");
+    layout_save_text("quantize_config.json", "{\"bits\": 4, \"group_size\": 128, \"sym\": false, \"desc_act\": false}");
+    assert_refused(layout_read_back(32, 128, &back), QL_FORMAT, "quantize_config.json 4 bits, group 128");
 }
 
 static void missing_tensors_are_named(void **state) {
@@ -475,9 +377,9 @@ static void missing_tensors_are_named(void **state) {
     qmodule q = make_module(32, 64, 4, 32), back;
     layout_tensors t;
     write_directory(&q, 1, &t);
-    drop(&t, "qzeros");
-    save_tensors(&t);
-    assert_refused(read_back(32, 64, &back), QL_FORMAT, "q_proj.qzeros: missing");
+    layout_drop(&t, "qzeros");
+    layout_save_tensors(&t);
+    assert_refused(layout_read_back(32, 64, &back), QL_FORMAT, "q_proj.qzeros: missing");
 }
 
 /* ---- configuration --------------------------------------------------------------------------------------------------------------- */
@@ -603,13 +505,13 @@ static void config_that_cannot_be_is_refused(void **state) {
     layout_tensors t;
     write_directory(&q, 1, &t);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i += 2) {
-        save_text("config.json", bad[i]);
-        ql_status status = read_back(32, 64, &back);
+        layout_save_text("config.json", bad[i]);
+        ql_status status = layout_read_back(32, 64, &back);
         if (status == QL_OK || !strstr(ql_last_error(), bad[i + 1])) fail_msg("%s: %s", bad[i], ql_last_error());
     }
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, layout_setup, layout_teardown)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
