@@ -47,25 +47,38 @@ ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len,
     return QL_OK;
 }
 
-ql_status forward_open_inputs(forward *f, int64_t max_rows, ql_arena *device) {
+ql_status forward_open_inputs(forward *f, int64_t max_rows, size_t workspace, ql_arena *device) {
     const model_config *c = f->config;
     int64_t widest = c->hidden > c->intermediate ? c->hidden : c->intermediate;
     if (c->heads * c->head_dim > widest) widest = c->heads * c->head_dim;
     QL_TRY(ql_arena_mat(device, QL_F32, max_rows, widest, &f->rounded));
     QL_TRY(ql_arena_mat(device, QL_U8, max_rows, widest, &f->codes));
-    return ql_arena_mat(device, QL_F32, max_rows, ql_groups(widest, FP8_BLOCK), &f->scale);
+    QL_TRY(ql_arena_mat(device, QL_F32, max_rows, ql_groups(widest, FP8_BLOCK), &f->scale));
+    return ql_arena_take(device, workspace + 256, 1, &f->workspace);
 }
 
-/* x becomes what a product of bytes sees of it. */
-static ql_status round_inputs(forward *f, const linear *lin, ql_mat *x) {
-    ql_values v = lin->inputs;
-    bool found = !ql_is_present(v.scale);
-    v.codes = ql_mat_of(f->codes.data, v.codes.dtype, x->rows, x->cols);
-    if (found && v.mode == QL_SCALE_ROW) v.scale = ql_mat_of(f->scale.data, QL_F32, 1, x->rows);
-    else if (found) v.scale = ql_mat_of(f->scale.data, QL_F32, x->rows, ql_groups(x->cols, v.group));
-    QL_TRY(found ? ql_quantize_dynamic(f->ctx, *x, &v) : ql_quantize_static(f->ctx, *x, &v));
-    *x = ql_mat_of(f->rounded.data, QL_F32, x->rows, x->cols);
-    return ql_dequantize_values(f->ctx, &v, *x);
+/* The inputs as the runtime rounds them: codes and scale in the buffers of f. */
+static ql_status round_inputs(forward *f, const linear *lin, ql_mat x, ql_values *v) {
+    *v = lin->inputs;
+    bool found = !ql_is_present(v->scale);
+    v->codes = ql_mat_of(f->codes.data, v->codes.dtype, x.rows, x.cols);
+    if (found && v->mode == QL_SCALE_ROW) v->scale = ql_mat_of(f->scale.data, QL_F32, 1, x.rows);
+    else if (found) v->scale = ql_mat_of(f->scale.data, QL_F32, x.rows, ql_groups(x.cols, v->group));
+    return found ? ql_quantize_dynamic(f->ctx, x, v) : ql_quantize_static(f->ctx, x, v);
+}
+
+static ql_status rounded_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
+    ql_values v;
+    QL_TRY(round_inputs(f, lin, x, &v));
+    if (lin->packed) {
+        const ql_arguments arguments = {
+            .x = v.codes, .x_scale = v.scale, .weight = lin->packed, .bias = lin->bias, .y = y};
+        return ql_execute(lin->plan, &arguments, f->workspace, ql_ctx_stream(f->ctx));
+    }
+    ql_mat values = ql_mat_of(f->rounded.data, QL_F32, x.rows, x.cols);
+    QL_TRY(ql_dequantize_values(f->ctx, &v, values));
+    return ql_is_present(lin->q.codes) ? ql_qgemm(f->ctx, values, &lin->q, lin->bias, y)
+                                       : ql_gemm(f->ctx, values, lin->w, lin->bias, y);
 }
 
 static ql_status packed_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
@@ -76,7 +89,7 @@ static ql_status packed_forward(forward *f, const linear *lin, ql_mat x, ql_mat 
 }
 
 ql_status linear_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
-    if (lin->inputs.mode != QL_SCALE_NONE && ql_is_present(f->rounded)) QL_TRY(round_inputs(f, lin, &x));
+    if (lin->inputs.mode != QL_SCALE_NONE && ql_is_present(f->rounded)) return rounded_forward(f, lin, x, y);
     if (lin->packed) return packed_forward(f, lin, x, y);
     if (ql_is_present(lin->q.codes)) return ql_qgemm(f->ctx, x, &lin->q, lin->bias, y);
     return ql_gemm(f->ctx, x, lin->w, lin->bias, y);

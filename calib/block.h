@@ -34,16 +34,15 @@ typedef struct forward {
     ql_mat attn, gate, up;        /* [rows][heads * d], [rows][intermediate] x 2 */
     ql_mat rounded, codes, scale; /* [rows][widest] F32, one byte each, scales; absent: inputs are not rounded */
 
-    /* For packed linears, set by whoever packs: inputs in 16 bits [rows][widest k], and their plans' workspace. */
-    ql_mat half;
-    void *workspace;
+    ql_mat half;     /* for packed codes, set by who packs: inputs in 16 bits [rows][widest k] */
+    void *workspace; /* of all plans */
 } forward;
 
 ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len, int64_t max_rows, ql_arena *device,
                        forward *out);
 
-/* Memory to round the inputs of linears that say so; without this call they stay as they are. */
-ql_status forward_open_inputs(forward *f, int64_t max_rows, ql_arena *device);
+/* Memory to round the inputs of linears that say so, and the workspace of their products; without this call they stay as they are. */
+ql_status forward_open_inputs(forward *f, int64_t max_rows, size_t workspace, ql_arena *device);
 
 /* All matrices have batch->rows rows.  x [rows][hidden] is the residual stream. */
 ql_status block_attn_in(forward *f, const block *b, ql_mat x, ql_mat norm);
@@ -54,8 +53,7 @@ ql_status block_mlp_in(forward *f, const block *b, ql_mat x, ql_mat norm);
 ql_status block_mlp(forward *f, const block *b, ql_mat norm, ql_mat act);
 ql_status block_mlp_out(forward *f, const block *b, ql_mat act, ql_mat x);
 
-/* y = lin(x), dense or quantized, bias included.  Rounded inputs are multiplied as the FP32 values that they stand for: what a
- * product of bytes computes, up to the rounding of its sums. */
+/* y = lin(x), dense or quantized, bias included. */
 ql_status linear_forward(forward *f, const linear *lin, ql_mat x, ql_mat y);
 
 /* All six, in place. */

@@ -12,7 +12,7 @@ enum { LOGIT_ROWS = 512 };
 
 /* One model with its rows on the way through it. */
 typedef struct runner {
-    const model *model;
+    model *model;
     dataset data;
     forward forward;
     ql_arena *weights, *device;
@@ -31,7 +31,9 @@ static ql_status run_blocks(ql_ctx *ctx, runner *r, const token_file *tokens, pr
     QL_TRY(ql_arena_open(ctx, &r->weights));
     QL_TRY(dataset_open(ctx, &r->model->config, tokens, DATASET_WHOLE_BLOCKS, r->device, &r->data));
     QL_TRY(forward_open(ctx, &r->model->config, tokens->seq_len, r->data.max_rows, r->device, &r->forward));
-    if (model_rounds_inputs(r->model)) QL_TRY(forward_open_inputs(&r->forward, r->data.max_rows, r->device));
+    QL_TRY(model_plan_inputs(r->model, r->data.max_rows));
+    if (model_rounds_inputs(r->model))
+        QL_TRY(forward_open_inputs(&r->forward, r->data.max_rows, r->model->byte_workspace, r->device));
     QL_TRY(dataset_embed(&r->data, r->model, r->weights));
     for (int64_t layer = 0; layer < r->model->config.layers; layer++) {
         block b;
@@ -166,8 +168,7 @@ int64_t evaluate_steps(const model *m, const model *base) {
     return m->config.layers + (base ? base->config.layers : 0) + 1;
 }
 
-ql_status evaluate(ql_ctx *ctx, const model *m, const model *base, const token_file *tokens, progress *p,
-                   evaluation *out) {
+ql_status evaluate(ql_ctx *ctx, model *m, model *base, const token_file *tokens, progress *p, evaluation *out) {
     runner run = {.model = m}, base_run = {.model = base};
     scores s;
     int64_t step = 0;

@@ -25,7 +25,6 @@ typedef struct evaluation {
 
 /* base: NULL, or the model to compare with.  p has evaluate_steps() steps. */
 int64_t evaluate_steps(const model *m, const model *base);
-ql_status evaluate(ql_ctx *ctx, const model *m, const model *base, const token_file *tokens, progress *p,
-                   evaluation *out);
+ql_status evaluate(ql_ctx *ctx, model *m, model *base, const token_file *tokens, progress *p, evaluation *out);
 
 #endif

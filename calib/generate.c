@@ -16,12 +16,13 @@ enum { PROMPT_ROWS = 512 };
 
 typedef struct session {
     ql_ctx *ctx;
-    const model *m;
+    model *m;
     ql_arena *device, *scratch, *host; /* scratch: a block on its way from the file */
     progress *p;
     int64_t rows;     /* most that pass together */
     double moved;     /* bytes of weights that a step reads */
     size_t workspace; /* of the plan that wants most */
+    ql_plan **plans;  /* [layers * LINEARS], its own; NULL: none */
     forward forward;
     block *blocks;
     kv_cache cache;
@@ -50,7 +51,8 @@ static ql_status module_bytes(const model *m, int64_t layer, linear_id id, doubl
     *bytes = 4.0 * (double)n * (double)k;
     if (!m->quantized || !layout_has(m->ck, &m->scheme, module)) return QL_OK;
     QL_TRY(layout_rule_of(&m->scheme, module, &rule));
-    if (m->scheme.type != CODE_INT) return QL_OK; /* multiplied as decoded */
+    if (m->byte_plan[id]) *bytes /= 4;
+    if (m->byte_plan[id] || m->scheme.type != CODE_INT) return QL_OK; /* bytes; decoded */
     int64_t groups = ql_groups(k, rule.group < 0 ? k : rule.group);
     *bytes = (double)n * (4.0 * (double)ql_packed_words(k, rule.bits) + 5.0 * (double)groups); /* codes, scale, zero */
     return QL_OK;
@@ -101,7 +103,7 @@ static ql_status keep(session *s, ql_mat *mat) {
 static ql_dtype half_of(const model *m) { return strcmp(m->config.torch_dtype, "float16") == 0 ? QL_F16 : QL_BF16; }
 
 /* QL_UNSUPPORTED where there is no packed product for these bits, sizes or groups. */
-static ql_status pack(session *s, linear *lin) {
+static ql_status pack(session *s, linear *lin, ql_plan **plan) {
     const ql_qweight *q = &lin->q;
     const ql_product product = {
         .n = q->n,
@@ -119,7 +121,8 @@ static ql_status pack(session *s, linear *lin) {
         .bias = ql_is_present(lin->bias),
     };
     ql_weight weight = {.scale = q->grid.scale, .zero = q->grid.zero, .order = q->grid.g_idx};
-    QL_TRY(ql_plan_make(s->ctx, &product, &lin->plan));
+    QL_TRY(ql_plan_make(s->ctx, &product, plan));
+    lin->plan = *plan;
     QL_TRY(ql_arena_mat(s->scratch, QL_U8, q->n, q->k, &weight.values));
     QL_TRY(ql_unpack(s->ctx, q->codes, q->grid.bits, weight.values));
     QL_TRY(ql_arena_take(s->device, ql_plan_packed(lin->plan), 1, &lin->packed));
@@ -129,11 +132,21 @@ static ql_status pack(session *s, linear *lin) {
     return QL_OK;
 }
 
-static ql_status keep_linear(session *s, linear *lin) {
+static ql_status keep_bytes(session *s, linear *lin) {
+    size_t size = ql_plan_packed(lin->plan);
+    const void *packed = lin->packed;
+    QL_TRY(ql_arena_take(s->device, size, 1, &lin->packed));
+    s->moved += (double)size;
+    return ql_copy(s->ctx, lin->packed, packed, size);
+}
+
+static ql_status keep_linear(session *s, linear *lin, ql_plan **plan) {
     QL_TRY(keep(s, &lin->bias));
     QL_TRY(keep(s, &lin->w));
+    QL_TRY(keep(s, &lin->inputs.scale));
+    if (lin->packed) return keep_bytes(s, lin);
     if (!ql_is_present(lin->q.codes)) return QL_OK;
-    ql_status status = pack(s, lin);
+    ql_status status = pack(s, lin, plan);
     if (status != QL_UNSUPPORTED) return status;
     lin->packed = NULL;
     QL_TRY(keep(s, &lin->q.codes));
@@ -147,15 +160,16 @@ static ql_status load_block(session *s, int64_t layer) {
     ql_mat *const vectors[] = {&b->norm_in, &b->norm_mlp, &b->q_norm, &b->k_norm};
     QL_TRY(model_load_block(s->m, layer, s->scratch, b));
     for (int i = 0; i < 4; i++) QL_TRY(keep(s, vectors[i]));
-    for (int id = 0; id < LINEARS; id++) QL_TRY(keep_linear(s, &b->lin[id]));
+    for (int id = 0; id < LINEARS; id++) QL_TRY(keep_linear(s, &b->lin[id], &s->plans[layer * LINEARS + id]));
     QL_TRY(ql_sync(s->ctx)); /* the copies read what is released now */
     ql_arena_release(s->scratch, (ql_mark){0});
     return QL_OK;
 }
 
 static ql_status load(session *s) {
-    const model *m = s->m;
+    model *m = s->m;
     QL_TRY(ql_take(s->host, (size_t)m->config.layers, sizeof *s->blocks, &s->blocks));
+    QL_TRY(ql_take(s->host, (size_t)m->config.layers * LINEARS, sizeof(ql_plan *), &s->plans));
     for (int64_t layer = 0; layer < m->config.layers; layer++) {
         char text[64];
         QL_TRY(cli_check_signal());
@@ -170,8 +184,7 @@ static ql_status load(session *s) {
 }
 
 static void unload(session *s) {
-    for (int64_t layer = 0; s->blocks && layer < s->m->config.layers; layer++)
-        for (int id = 0; id < LINEARS; id++) ql_plan_free(s->blocks[layer].lin[id].plan);
+    for (int64_t i = 0; s->plans && i < s->m->config.layers * LINEARS; i++) ql_plan_free(s->plans[i]);
     ql_arena_close(s->scratch);
     ql_arena_close(s->device);
 }
@@ -194,7 +207,9 @@ static ql_status take_buffers(session *s, int64_t positions) {
     int64_t attn = c->heads * c->head_dim, widest = attn > c->intermediate ? attn : c->intermediate;
     if (widest < c->hidden) widest = c->hidden;
     QL_TRY(ql_arena_mat(s->device, half_of(s->m), rows, ql_ceil_div(widest, 8) * 8, &s->forward.half)); /* 16 bytes */
-    return ql_arena_take(s->device, s->workspace + 256, 1, &s->forward.workspace);
+    size_t workspace = s->workspace > s->m->byte_workspace ? s->workspace : s->m->byte_workspace;
+    if (model_rounds_inputs(s->m)) return forward_open_inputs(&s->forward, rows, workspace, s->device);
+    return ql_arena_take(s->device, workspace + 256, 1, &s->forward.workspace);
 }
 
 /* ---- one part of the sequence ------------------------------------------------------------------------------------------ */
@@ -269,9 +284,10 @@ static ql_status decode(session *s, int64_t count, generation *out) {
 static ql_status run(session *s, const int32_t *ids, int64_t n_ids, int64_t count, generation *out) {
     footprint need;
     double begin = seconds_now(), positions = (double)(n_ids + count);
+    s->rows = n_ids < PROMPT_ROWS ? n_ids : PROMPT_ROWS;
+    QL_TRY(model_plan_inputs(s->m, s->rows));
     QL_TRY(measure(s->m, n_ids + count, &need));
     QL_TRY(check_memory(s->ctx, s->m, &need));
-    s->rows = n_ids < PROMPT_ROWS ? n_ids : PROMPT_ROWS;
     QL_TRY(load(s));
     QL_TRY(take_buffers(s, n_ids + count));
     out->load_seconds = seconds_now() - begin;
@@ -299,7 +315,7 @@ ql_status generate_check(const model *m, const int32_t *ids, int64_t n_ids, int6
 
 int64_t generate_steps(const model *m, int64_t count) { return m->config.layers + count; }
 
-ql_status generate(ql_ctx *ctx, const model *m, const int32_t *ids, int64_t n_ids, int64_t count, ql_arena *arena,
+ql_status generate(ql_ctx *ctx, model *m, const int32_t *ids, int64_t n_ids, int64_t count, ql_arena *arena,
                    progress *p, generation *out) {
     session s = {.ctx = ctx, .m = m, .host = arena, .p = p};
     *out = (generation){0};

@@ -25,7 +25,7 @@ ql_status generate_check(const model *m, const int32_t *ids, int64_t n_ids, int6
 /* At most `count` ids after `ids`, which were checked.  QL_NOMEM with sizes if weights and cache do not fit.  p has
  * generate_steps() steps. */
 int64_t generate_steps(const model *m, int64_t count);
-ql_status generate(ql_ctx *ctx, const model *m, const int32_t *ids, int64_t n_ids, int64_t count, ql_arena *arena,
+ql_status generate(ql_ctx *ctx, model *m, const int32_t *ids, int64_t n_ids, int64_t count, ql_arena *arena,
                    progress *p, generation *out);
 
 #endif

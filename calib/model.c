@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "calib/model_parts.h"
 #include "host/mat.h"
 
 ql_status model_open(ql_ctx *ctx, const char *dir, model *out) {
@@ -17,6 +18,7 @@ ql_status model_open(ql_ctx *ctx, const char *dir, model *out) {
 }
 
 void model_close(model *m) {
+    for (linear_id id = 0; id < LINEARS; id++) ql_plan_free(m->byte_plan[id]);
     checkpoint_close(m->ck);
     ql_arena_close(m->host);
     *m = (model){0};
@@ -76,7 +78,7 @@ static ql_status load_vector(const model *m, const char *name, int64_t size, ql_
     return load_tensor(m, name, 1, size, true, device, out);
 }
 
-/* No product reads these codes yet: the decoded weights stand for them. */
+/* No product takes these codes with inputs in 16 bits: the decoded weights stand for them. */
 static ql_status set_decoded(const qmodule *q, ql_arena *device, linear *lin) {
     float *w = ql_malloc((size_t)(q->n * q->k) * sizeof *w);
     if (!w) return ql_fail(QL_NOMEM, "%s: no memory for its decoded weights", q->name);
@@ -99,20 +101,6 @@ ql_status linear_set_quantized(const qmodule *q, ql_arena *device, linear *lin) 
     return q->g_idx ? ql_arena_upload(device, QL_I32, 1, q->k, q->g_idx, &to->grid.g_idx) : QL_OK;
 }
 
-/* E4M3 in blocks goes with inputs in groups of as many; everything else with one scale per token or for all. */
-static ql_status set_inputs(const model *m, const qmodule *q, ql_arena *device, linear *lin) {
-    ql_values *v = &lin->inputs;
-    if (m->scheme.activations == ACTIVATIONS_16) return QL_OK;
-    v->codes.dtype = q->type == CODE_E4M3 ? QL_F8_E4M3 : QL_I8;
-    v->group = FP8_BLOCK;
-    v->mode = m->scheme.activations == ACTIVATIONS_STATIC                        ? QL_SCALE_TENSOR
-              : q->type == CODE_E4M3 && q->group == FP8_BLOCK && q->k > q->group ? QL_SCALE_GROUP
-                                                                                 : QL_SCALE_ROW;
-    if (v->mode != QL_SCALE_TENSOR) return QL_OK;
-    if (!q->input_scale) return ql_fail(QL_FORMAT, "%s: its static input_scale is missing", q->name);
-    return ql_arena_upload(device, QL_F32, 1, 1, q->input_scale, &v->scale);
-}
-
 static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_arena *device, linear *lin) {
     char module[NAME_SIZE], name[NAME_SIZE + 8];
     int64_t n, k;
@@ -130,8 +118,9 @@ static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_are
     ql_mark mark = ql_arena_mark(m->host);
     qmodule q;
     ql_status status = layout_decode(m->ck, &m->scheme, module, n, k, m->host, &q);
-    if (status == QL_OK) status = linear_set_quantized(&q, device, lin);
-    if (status == QL_OK) status = set_inputs(m, &q, device, lin);
+    if (status == QL_OK) status = linear_set_inputs(m, &q, device, lin);
+    if (status == QL_OK) status = linear_set_bytes(m, id, &q, device, lin);
+    if (status == QL_OK && !lin->packed) status = linear_set_quantized(&q, device, lin);
     ql_arena_release(m->host, mark);
     return status;
 }

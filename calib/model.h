@@ -14,7 +14,8 @@ typedef struct linear {
     /* How a runtime rounds its inputs: mode QL_SCALE_NONE: not at all; scale absent: found while it runs.  Type of codes, no memory. */
     ql_values inputs;
 
-    /* Packed instead of w and q, by whoever multiplies often (calib/generate.c). */
+    /* Packed instead of w and q: bytes whose inputs are rounded too (model_plan_inputs), or codes, by who multiplies often
+     * (calib/generate.c).  The plan belongs to the model or to that one. */
     ql_plan *plan;
     void *packed;
 } linear;
@@ -33,6 +34,9 @@ typedef struct model {
     bool weights_only; /* inputs are not rounded, whatever the scheme says */
     layout_scheme scheme;
     ql_arena *host; /* lives as long as the model */
+
+    ql_plan *byte_plan[LINEARS]; /* products of bytes, where inputs are rounded to them; NULL: there is none */
+    size_t byte_workspace;       /* of the one that wants most */
 } model;
 
 ql_status model_open(ql_ctx *ctx, const char *dir, model *out);
@@ -41,6 +45,11 @@ static inline bool model_rounds_inputs(const model *m) {
     return m->quantized && m->scheme.activations != ACTIVATIONS_16 && !m->weights_only;
 }
 void model_close(model *m);
+
+/* Plans the products of 8-bit inputs and weights for batches of up to max_rows; blocks that are loaded afterwards are packed for
+ * them.  Does nothing where inputs are not rounded.  Where a linear has no such product, and without this call, rounded inputs are
+ * multiplied as the FP32 values that they stand for. */
+ql_status model_plan_inputs(model *m, int64_t max_rows);
 
 /* Tensors arrive as F32 in `device`, checked for shape and for NaN and infinity (QL_FORMAT names tensor and index). */
 ql_status model_load_block(const model *m, int64_t layer, ql_arena *device, block *out);

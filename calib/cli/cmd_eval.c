@@ -68,7 +68,7 @@ static ql_status run(const cli *args) {
     m.weights_only = cli_has(args, "weights-only");
     if (status == QL_OK) status = tokens_check_model(&tokens, path, dir, m.config.vocab);
     if (status == QL_OK && base_dir) status = compare(&m, &base);
-    const model *with = base_dir ? &base : NULL;
+    model *with = base_dir ? &base : NULL;
     if (status == QL_OK) status = progress_open(cli_progress(args), "eval", evaluate_steps(&m, with), &p);
     if (status == QL_OK) status = evaluate(ctx, &m, with, &tokens, p, &result);
     progress_close(p);
