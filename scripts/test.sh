@@ -44,7 +44,7 @@ configure_and_build() {
 
 address_sanitizer() {
     configure_and_build asan
-    ctest --test-dir build/asan --output-on-failure
+    ctest --test-dir build/asan --parallel "$(nproc)" --output-on-failure
 }
 
 thread_sanitizer() {
@@ -56,7 +56,7 @@ step "include layers" scripts/check_layers.sh
 step "headers compile alone" scripts/check_headers.sh
 step "formatting" scripts/check_format.sh
 step "build, warnings are errors" scripts/build.sh -DQALIB_WERROR=ON
-step "unit tests" ctest --test-dir build --output-on-failure
+step "unit tests" ctest --test-dir build --parallel "$(nproc)" --output-on-failure
 for script in tests/e2e/*.sh; do
     step "end to end: $(basename "$script" .sh)" "$script"
 done
