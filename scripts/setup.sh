@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(build-essential cmake ninja-build pkg-config libopenblas-dev liblapack-dev libhdf5-dev libjansson-dev libyaml-dev
-    libpcre2-dev libssl-dev python3 python3-venv)
+    libpcre2-dev libssl-dev libmicrohttpd-dev libsqlite3-dev python3 python3-venv)
 if [ "${1:-}" = --test ]; then
     packages+=(ccache clang clang-format libclang-rt-14-dev libomp-14-dev libcmocka-dev git)
 elif [ $# -gt 0 ]; then
