@@ -1,8 +1,10 @@
 /* tokenizer.model: a protobuf message whose field 1, repeated, is a piece: 1 text, 2 score (f32), 3 kind (an enumeration whose numbers
  * are those of GGUF, 1 if it is absent). */
+#include <math.h>
 #include <string.h>
 
 #include "formats/gguf_tokenizer.h"
+#include "formats/json_scan.h"
 
 typedef struct message {
     const uint8_t *at, *end;
@@ -48,6 +50,7 @@ static ql_status next_field(const char *place, message *m, field *f) {
 
 static ql_status read_piece(const char *place, message m, int64_t id, ql_arena *arena, vocabulary *v) {
     char *text = NULL;
+    const char *fault = NULL;
     float score = 0;
     uint64_t kind = TOKEN_NORMAL;
     while (m.at < m.end) {
@@ -58,14 +61,17 @@ static ql_status read_piece(const char *place, message m, int64_t id, ql_arena *
             QL_TRY(ql_take(arena, size + 1, 1, &text));
             if (size) memcpy(text, f.bytes.at, size);
             text[size] = 0;
+            if (!scan_is_text(text, size)) fault = "a text that is not UTF-8";
         } else if (f.number == 2 && size == sizeof score) {
             memcpy(&score, f.bytes.at, sizeof score);
+            if (!isfinite(score)) fault = "a score that is not finite";
         } else if (f.number == 3) {
             kind = f.value;
         }
     }
-    if (!text || kind < TOKEN_NORMAL || kind > TOKEN_BYTE)
-        return ql_fail(QL_FORMAT, "%s: piece %lld has %s", place, (long long)id, text ? "an unknown kind" : "no text");
+    if (kind < TOKEN_NORMAL || kind > TOKEN_BYTE) fault = "an unknown kind";
+    if (!text) fault = "no text";
+    if (fault) return ql_fail(QL_FORMAT, "%s: piece %lld has %s", place, (long long)id, fault);
     return vocabulary_set(v, place, id, text, score, (token_kind)kind);
 }
 

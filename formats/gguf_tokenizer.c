@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "formats/json_scan.h"
 #include "formats/layout_gguf.h"
 
 enum { FILE_LIMIT = 256 << 20 };
@@ -150,6 +151,7 @@ static ql_status put_template(const files *f, ql_arena *arena, gguf_meta *meta) 
             text = json_string_value(json_object_get(json_array_get(template, i), "template"));
     }
     QL_TRY(load_file(f, "chat_template.jinja", arena, &path, &own, &size));
+    if (own && !scan_is_text(own, size)) return ql_fail(QL_FORMAT, "%s: not UTF-8", path);
     if (own) text = own;
     return text ? gguf_put_string(meta, "tokenizer.chat_template", text) : QL_OK;
 }

@@ -70,7 +70,7 @@ typedef struct h5_message {
 /* h5_read.c: reads the items and writes their messages to `out`.  Runs in the child. */
 _Noreturn void h5_read_child(const char *path, uint64_t file_bytes, const h5_item *items, int count, int out);
 
-/* Do these dims fit the item and, at deflate's best ratio, the file? */
+/* Do these dims fit the item, and 64 MiB beside a hundred times the size of the file? */
 ql_status h5_check_dims(const char *path, uint64_t file_bytes, const h5_item *item, const int64_t dims[2]);
 
 /* h5_write.c: writes the items to a new file `path`, sends one message.  Runs in the child. */

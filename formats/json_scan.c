@@ -44,6 +44,15 @@ static size_t utf8_length(const char *at, const char *end) {
     return length;
 }
 
+bool scan_is_text(const char *text, size_t size) {
+    for (const char *at = text, *end = text + size; at < end;) {
+        size_t length = *at ? utf8_length(at, end) : 0;
+        if (length == 0) return false;
+        at += length;
+    }
+    return true;
+}
+
 static char *put_utf8(char *to, uint32_t code) {
     if (code < 0x80) {
         *to++ = (char)code;

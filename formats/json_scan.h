@@ -32,4 +32,7 @@ ql_status scan_uint(json_scan *scan, uint64_t *value);
 /* Any value as a tree (json_decref), duplicate keys refused. */
 ql_status scan_value(json_scan *scan, json_t **value);
 
+/* Is it UTF-8 without a NUL?  For texts that come from elsewhere. */
+bool scan_is_text(const char *text, size_t size);
+
 #endif

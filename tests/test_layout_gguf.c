@@ -237,7 +237,7 @@ static void layout_gguf_llama3_factors_come_back(void **state) {
 }
 
 /* The values of Llama 3.1: pairs 0 .. 28 turn fast and stay, from 36 on they are divided by 8. */
-static void layout_gguf_rope_factors(void **state) {
+static void trap32_rope_factors_of_llama_3(void **state) {
     place *p = *state;
     model_config config = parse(llama_8b, p->arena);
     float factors[64];
@@ -246,10 +246,8 @@ static void layout_gguf_rope_factors(void **state) {
     for (int i = 29; i < 35; i++) assert_true(factors[i] > factors[i - 1] && factors[i] < 8);
 }
 
-/* A head of 8 rows: new order 0, 4, 1, 5, 2, 6, 3, 7; of k by its own heads. */
-static void layout_gguf_rows_of_q_and_k(void **state) {
-    place *p = *state;
-    make_model model = make_tiny(ARCH_LLAMA);
+static void check_rows(place *p, arch which, bool moved) {
+    make_model model = make_tiny(which);
     model.head_dim = 8, model.heads = 4, model.kv_heads = 2;
     tiny t = open_tiny(p, &model, MIX_F16);
     save_tiny(p, &t);
@@ -266,13 +264,128 @@ static void layout_gguf_rows_of_q_and_k(void **state) {
         assert_ok(gguf_values_of_checkpoint(t.ck, &e, truth));
         assert_ok(gguf_decode(p->ctx, &file, gguf_find(&file, name), 0, rows)); /* as they lie in the file */
         for (int64_t r = 0; r < e.n; r++) {
-            int64_t from = i == 2 ? r : r / 8 * 8 + order[r % 8];
+            int64_t from = i == 2 || !moved ? r : r / 8 * 8 + order[r % 8];
             for (int c = 0; c < 64; c++)
                 if (fabsf(rows[r * 64 + c] - truth[from * 64 + c]) > 1e-3f) fail_msg("%s: row %d", name, (int)r);
         }
     }
     gguf_close(&file);
     checkpoint_close(t.ck);
+}
+
+/* A head of 8 rows: new order 0, 4, 1, 5, 2, 6, 3, 7; of k by its own heads, of other architectures not at all. */
+static void trap30_rows_of_q_and_k(void **state) {
+    check_rows(*state, ARCH_LLAMA, true);
+    check_rows(*state, ARCH_MISTRAL, true); /* llama.cpp runs it as llama */
+    check_rows(*state, ARCH_QWEN2, false);
+    check_rows(*state, ARCH_QWEN3, false);
+}
+
+/* ---- what a loader finds ------------------------------------------------------------------------------------------------------- */
+
+static void trap31_dimensions_are_reversed(void **state) {
+    place *p = *state;
+    make_model model = make_tiny(ARCH_LLAMA); /* hidden 64, q 128, k and v 64, intermediate 128, vocabulary 96 */
+    tiny t = open_tiny(p, &model, MIX_Q8_0);
+    gguf_file file;
+    save_tiny(p, &t);
+    assert_ok(gguf_open(p->path, p->arena, &file));
+    static const struct {
+        const char *name;
+        int64_t k, n;
+    } known[] = {{"token_embd.weight", 64, 96},         {"output.weight", 64, 96},
+                 {"blk.0.attn_q.weight", 64, 128},      {"blk.1.attn_k.weight", 64, 64},
+                 {"blk.0.attn_output.weight", 128, 64}, {"blk.1.ffn_up.weight", 64, 128},
+                 {"blk.0.ffn_down.weight", 128, 64},    {"output_norm.weight", 64, 1}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        const gguf_tensor *found = gguf_find(&file, known[i].name);
+        assert_non_null(found);
+        assert_int_equal(found->ne[0], known[i].k), assert_int_equal(found->ne[1], known[i].n);
+    }
+    gguf_close(&file);
+    checkpoint_close(t.ck);
+}
+
+/* Of a kind that llama.cpp accepts: it refuses a f32 written as f64, and an u32 as i64. */
+static void key_is(const gguf_file *file, const char *name, gguf_kind kind, double value) {
+    const gguf_key *key = gguf_key_of(file, name);
+    if (!key || key->kind != kind) fail_msg("%s is %s", name, key ? gguf_kind_name(key->kind) : "missing");
+    uint32_t integer;
+    float real;
+    memcpy(&integer, key->value, 4), memcpy(&real, key->value, 4);
+    double found = kind == GGUF_F32 ? (double)real : (double)integer;
+    if (found != value) fail_msg("%s is %g, expected %g", name, found, value);
+}
+
+static void trap32_trap33_keys_that_have_defaults_are_written(void **state) {
+    place *p = *state;
+    make_model model = make_tiny(ARCH_QWEN2);
+    model.extra = "\"rope_theta\": 1000000.0, \"rms_norm_eps\": 1e-6";
+    tiny t = open_tiny(p, &model, MIX_F16);
+    gguf_file file;
+    save_tiny(p, &t);
+    assert_ok(gguf_open(p->path, p->arena, &file));
+    key_is(&file, "qwen2.rope.freq_base", GGUF_F32, 1e6);
+    key_is(&file, "qwen2.attention.head_count", GGUF_U32, 4),
+        key_is(&file, "qwen2.attention.head_count_kv", GGUF_U32, 2);
+    key_is(&file, "qwen2.attention.layer_norm_rms_epsilon", GGUF_F32, 1e-6f);
+    key_is(&file, "qwen2.attention.key_length", GGUF_U32, 32),
+        key_is(&file, "qwen2.attention.value_length", GGUF_U32, 32);
+    key_is(&file, "qwen2.block_count", GGUF_U32, 2), key_is(&file, "qwen2.embedding_length", GGUF_U32, 64);
+    key_is(&file, "qwen2.feed_forward_length", GGUF_U32, 128), key_is(&file, "qwen2.context_length", GGUF_U32, 128);
+    gguf_close(&file);
+    checkpoint_close(t.ck);
+}
+
+static void trap35_head_is_there_unless_it_is_tied(void **state) {
+    place *p = *state;
+    for (int tied = 0; tied < 2; tied++) {
+        make_model model = make_tiny(ARCH_LLAMA);
+        model.tied_embeddings = tied, model.hidden = 256;
+        tiny t = open_tiny(p, &model, MIX_Q4_0);
+        assert_string_equal(type_in(&t.plan, "output.weight"), tied ? "absent" : "Q6_K");
+        assert_string_equal(type_in(&t.plan, "token_embd.weight"), tied ? "Q6_K" : "Q4_0");
+        checkpoint_close(t.ck);
+    }
+}
+
+static void trap36_vectors_are_f32_in_every_mix(void **state) {
+    place *p = *state;
+    make_model model = make_tiny(ARCH_QWEN2); /* with biases */
+    for (gguf_mix mix = 0; mix < GGUF_MIX_COUNT; mix++) {
+        tiny t = open_tiny(p, &model, mix);
+        int vectors = 0;
+        for (int64_t i = 0; i < t.plan.count; i++) {
+            const gguf_tensor *tensor = &t.plan.entries[i].tensor;
+            if (tensor->rank > 1) continue;
+            assert_string_equal(tensor->type->name, "F32");
+            vectors++;
+        }
+        assert_int_equal(vectors, 1 + 2 * (2 + 3));
+        checkpoint_close(t.ck);
+    }
+}
+
+/* The numbers of llama.h, and the version of the blocks, which front ends show. */
+static void trap43_file_type_is_that_of_the_mix(void **state) {
+    place *p = *state;
+    static const struct {
+        const char *mix;
+        uint32_t file_type;
+    } known[] = {{"F16", 1},     {"Q4_0", 2},    {"Q4_1", 3},    {"Q8_0", 7},    {"Q5_0", 8},    {"Q5_1", 9},
+                 {"Q2_K", 10},   {"Q3_K_S", 11}, {"Q3_K_M", 12}, {"Q3_K_L", 13}, {"Q4_K_S", 14}, {"Q4_K_M", 15},
+                 {"Q5_K_S", 16}, {"Q5_K_M", 17}, {"Q6_K", 18},   {"IQ4_NL", 25}, {"BF16", 32}};
+    assert_int_equal(sizeof known / sizeof *known, GGUF_MIX_COUNT);
+    make_model model = make_tiny(ARCH_LLAMA);
+    for (size_t i = 0; i < GGUF_MIX_COUNT; i++) {
+        tiny t = open_tiny(p, &model, gguf_mix_of(known[i].mix));
+        gguf_file file;
+        save_tiny(p, &t);
+        assert_ok(gguf_open(p->path, p->arena, &file));
+        key_is(&file, "general.file_type", GGUF_U32, known[i].file_type);
+        gguf_close(&file);
+        checkpoint_close(t.ck);
+    }
 }
 
 static void layout_gguf_verify_sees_damage(void **state) {
@@ -325,7 +438,7 @@ static ql_status same_value(void *user, const gguf_entry *e, float *w) {
     return QL_OK;
 }
 
-static void layout_gguf_refuses_values_it_cannot_hold(void **state) {
+static void trap41_values_that_it_cannot_hold_are_refused(void **state) {
     place *p = *state;
     make_model model = make_tiny(ARCH_LLAMA);
     gguf_meta none = {0};
@@ -413,7 +526,7 @@ static ql_status tokenizer_file(place *p, const char *dir, int64_t vocab, gguf_f
 }
 
 /* The demo model has both files: pieces, scores and kinds of SentencePiece count. */
-static void tokenizer_spm(void **state) {
+static void trap34_tokenizer_of_pieces(void **state) {
     place *p = *state;
     gguf_file file;
     uint64_t size;
@@ -461,7 +574,7 @@ static const char bytes_model[] =
     "\"vocab\": {\"a\": 0, \"b\": 1, \"c\": 2, \"ab\": 3, \"\\u0120ab\": 4, \"\\u0120\": 5},"
     "\"merges\": [\"a b\", [\"\\u0120\", \"ab\"], [\"a b\", \"c\"]]";
 
-static void tokenizer_bytes(void **state) {
+static void trap34_tokenizer_of_bytes(void **state) {
     place *p = *state;
     gguf_file file;
     make_bpe(p, SPLIT("\\\\p{N}{1,3}"), bytes_model);
@@ -493,7 +606,7 @@ static void tokenizer_bytes(void **state) {
 }
 
 /* Characters with a fallback to bytes are SentencePiece without its scores: the rank of the merge stands for them. */
-static void tokenizer_characters(void **state) {
+static void trap34_tokenizer_of_characters(void **state) {
     place *p = *state;
     gguf_file file;
     make_bpe(p, "null",
@@ -531,12 +644,38 @@ static void tokenizer_refused(void **state) {
         make_bpe(p, bad[i].pre, bad[i].model);
         assert_refused(tokenizer_file(p, p->dir, 10, &file), bad[i].status, bad[i].words);
     }
+    make_bpe(p, SPLIT("\\\\p{N}"), bytes_model);
+    make_file(p->dir, "chat_template.jinja", "\xff", 1);
+    assert_refused(tokenizer_file(p, p->dir, 10, &file), QL_FORMAT, "chat_template.jinja: not UTF-8");
+    make_text(p->dir, "chat_template.jinja", "own");
+    assert_ok(tokenizer_file(p, p->dir, 10, &file));
+    string_is(p, &file, "tokenizer.chat_template", "own");
+    gguf_close(&file);
+}
+
+/* Pieces of SentencePiece's protobuf, byte by byte: field 1 is a piece of `length` bytes. */
+static void tokenizer_model_refused(void **state) {
+    place *p = *state;
+    gguf_file file;
+    static const struct {
+        const char *bytes;
+        size_t size;
+        const char *words;
+    } bad[] = {
+        {"\x0a\x05\x61\x62", 4, "damaged"}, /* of 5 bytes 2 are there */
+        {"\x0a\x00", 2, "piece 0 has no text"},
+        {"\x0a\x03\x0a\x01\xff", 5, "piece 0 has a text that is not UTF-8"},
+        {"\x0a\x03\x0a\x01\x00", 5, "piece 0 has a text that is not UTF-8"},
+        {"\x0a\x08\x0a\x01\x61\x15\x00\x00\xc0\x7f", 10, "piece 0 has a score that is not finite"},
+        {"\x0a\x05\x0a\x01\x61\x18\x07", 7, "piece 0 has an unknown kind"},
+        {"\x12\x00", 2, "damaged"}, /* no piece at all */
+        {"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", 11, "damaged"},
+    };
     make_bpe(p, "null", bytes_model);
-    make_file(p->dir, "tokenizer.model",
-              "\x0a\x05"
-              "ab",
-              4); /* a piece of 5 bytes, of which 2 are there */
-    assert_refused(tokenizer_file(p, p->dir, 10, &file), QL_FORMAT, "tokenizer.model: damaged");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        make_file(p->dir, "tokenizer.model", bad[i].bytes, bad[i].size);
+        assert_refused(tokenizer_file(p, p->dir, 10, &file), QL_FORMAT, bad[i].words);
+    }
 }
 
 int main(void) {
@@ -547,15 +686,21 @@ int main(void) {
         cmocka_unit_test(layout_gguf_obstacles),
         cmocka_unit_test(layout_gguf_every_architecture_comes_back),
         cmocka_unit_test(layout_gguf_llama3_factors_come_back),
-        cmocka_unit_test(layout_gguf_rope_factors),
-        cmocka_unit_test(layout_gguf_rows_of_q_and_k),
+        cmocka_unit_test(trap32_rope_factors_of_llama_3),
+        cmocka_unit_test(trap30_rows_of_q_and_k),
+        cmocka_unit_test(trap31_dimensions_are_reversed),
+        cmocka_unit_test(trap32_trap33_keys_that_have_defaults_are_written),
+        cmocka_unit_test(trap35_head_is_there_unless_it_is_tied),
+        cmocka_unit_test(trap36_vectors_are_f32_in_every_mix),
+        cmocka_unit_test(trap43_file_type_is_that_of_the_mix),
         cmocka_unit_test(layout_gguf_verify_sees_damage),
         cmocka_unit_test(layout_gguf_importance_is_used),
-        cmocka_unit_test(layout_gguf_refuses_values_it_cannot_hold),
-        cmocka_unit_test(tokenizer_spm),
-        cmocka_unit_test(tokenizer_bytes),
-        cmocka_unit_test(tokenizer_characters),
+        cmocka_unit_test(trap41_values_that_it_cannot_hold_are_refused),
+        cmocka_unit_test(trap34_tokenizer_of_pieces),
+        cmocka_unit_test(trap34_tokenizer_of_bytes),
+        cmocka_unit_test(trap34_tokenizer_of_characters),
         cmocka_unit_test(tokenizer_refused),
+        cmocka_unit_test(tokenizer_model_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -14,6 +14,7 @@
 #include "calib/cli/cli.h"
 #include "formats/stats.h"
 #include "host/num.h"
+#include "tests/h5_tricks.h"
 
 /* Widths 300 (over the border of a tile), 256 (exactly one), 40 and 7 (the intermediate width: down_proj's input). */
 static const model_config config = {
@@ -217,6 +218,68 @@ static void other_models_are_refused(void **state) {
                    "attribute format is \"calib-tokens\"");
 }
 
+/* Every dataset of a layer, with the widths of a model and without: no way out of the file is taken, whatever it promises. */
+static void tricks_are_refused(void **state) {
+    static const struct {
+        const char *set;
+        bool bounded; /* its length is known without a model */
+    } sets[] = {{"/inputs/attn_in/hessian", false},
+                {"/inputs/mlp_down_in/sum_sq", false},
+                {"/inputs/mlp_in/abs_hist", true},
+                {"/kv/k_abs_max", false}};
+    const char *path = scratch_path(state, "layer-0001.h5"), *secret = scratch_path(state, "secret.h5"),
+               *honest = scratch_path(state, "honest.h5");
+    stats_layer in = collect(0, 2), out;
+    size_t size;
+    assert_ok(stats_write(secret, &in));
+    in.site[0].hessian = NULL; /* but for one: time */
+    in.site[2].hessian = in.site[3].hessian = NULL;
+    assert_ok(stats_write(honest, &in));
+    for (size_t i = 0; i < sizeof sets / sizeof sets[0]; i++) {
+        char *bytes = scratch_read(i == 0 ? secret : honest, &size);
+        for (const h5_trick *trick = h5_tricks; trick->name; trick++) {
+            scratch_write(path, bytes, size);
+            assert_ok(h5_trick_play(trick, path, sets[i].set, secret));
+            bool length = strcmp(trick->name, "four_terabytes") == 0 || strcmp(trick->name, "gzip_bomb") == 0;
+            const char *known = length ? "elements along axis 0, expected" : trick->words;
+            assert_refused(stats_read(path, &config, arena, &out), QL_FORMAT, known);
+            assert_refused(stats_read(path, NULL, arena, &out), QL_FORMAT, sets[i].bounded ? known : trick->words);
+            assert_non_null(strstr(ql_last_error(), path));
+        }
+        free(bytes);
+    }
+}
+
+/* Attributes: one number is no list, and a text has an end. */
+static void odd_attributes_are_refused(void **state) {
+    const char *path = scratch_path(state, "layer-0001.h5");
+    stats_layer in = collect(0, 2), out;
+    static const struct {
+        const char *name, *words;
+        hsize_t count, text; /* text: bytes of a string, 0: an integer */
+    } odd[] = {
+        {"n_tokens", "n_tokens is not a single value", 2, 0},
+        {"n_tokens", "n_tokens is not an integer", 1, 8},
+        {"source_fingerprint", "source_fingerprint is not a string", 1, 0},
+        {"source_fingerprint", "source_fingerprint is not a string of at most", 1, 5000},
+        {"source_fingerprint", "source_fingerprint is longer than 64", 1, 65},
+        {"format", "attribute format is", 1, 20},
+    };
+    static char text[8192];
+    memset(text, 'x', sizeof text);
+    for (size_t i = 0; i < sizeof odd / sizeof odd[0]; i++) {
+        assert_ok(stats_write(path, &in));
+        hid_t file = H5Fopen(path, H5F_ACC_RDWR, H5P_DEFAULT), type = H5Tcopy(H5T_NATIVE_INT64),
+              space = H5Screate_simple(1, &odd[i].count, NULL);
+        if (odd[i].text) type = H5Tcopy(H5T_C_S1), H5Tset_size(type, odd[i].text);
+        H5Adelete(file, "content_sha256"), H5Adelete(file, odd[i].name);
+        hid_t attribute = H5Acreate2(file, odd[i].name, type, space, H5P_DEFAULT, H5P_DEFAULT);
+        assert_true(H5Awrite(attribute, type, text) >= 0);
+        H5close();
+        assert_refused(stats_read(path, &config, arena, &out), QL_FORMAT, odd[i].words);
+    }
+}
+
 /* The digest notices a change that HDF5's own checksums cannot: in an attribute, or with checksums of its own. */
 static void changes_behind_our_back_are_noticed(void **state) {
     const char *path = scratch_path(state, "layer-0001.h5");
@@ -253,7 +316,7 @@ static void damage_is_refused_or_harmless(void **state) {
 
 /* ---- a full disk ------------------------------------------------------------------------------------------------------------- */
 
-static void no_write_within_a_limit(void **state) {
+static void trap49_no_unfinished_file_gets_its_name(void **state) {
     const char *path = scratch_path(state, "layer-0001.h5"), *temporary = scratch_path(state, "layer-0001.h5.tmp");
     stats_layer in = collect(0, 2), out;
     struct stat info;
@@ -375,9 +438,11 @@ int main(void) {
         stats_test(tiles_below_the_diagonal_take_no_space),
         stats_test(impossible_values_are_refused),
         stats_test(other_models_are_refused),
+        stats_test(tricks_are_refused),
+        stats_test(odd_attributes_are_refused),
         stats_test(changes_behind_our_back_are_noticed),
         stats_test(damage_is_refused_or_harmless),
-        stats_test(no_write_within_a_limit),
+        stats_test(trap49_no_unfinished_file_gets_its_name),
         stats_test(no_file_on_a_full_disk),
         stats_test(parts_add_up_to_the_union),
         stats_test(unlike_parts_are_refused),

@@ -164,6 +164,41 @@ for command in "quantize -o $out --group-size 32 --calib" "calibrate -w $out --c
     refuse 65 "the model has ${hash:0:12}..." "$qalib" ${command%% *} -m "$tmp/named" ${command#* } "$tmp/named.h5"
 done
 
+# ---- P17: HDF5 with tricks: statistics and tokens -------------------------------------------------------------------------
+"$qalib" calibrate -m "$tmp/good" --calib "$tokens" -w "$tmp/store" --progress none >/dev/null
+layer=layer-0000.h5
+# stats_are WORDS: a run from the store in $tmp/bad, whose first layer is not as it should be.  Layers are read when their turn comes, so
+# the work directory is there already, without a layer in it.
+stats_are() {
+    rm -rf "$out.work"
+    expect 65 "$1" timeout 5 "$qalib" quantize -m "$tmp/good" -o "$out" --group-size 32 --stats "$tmp/bad" --progress none
+    grep -qF "$layer" "$tmp/stderr" && [ "$(wc -l <"$tmp/stderr")" -eq 1 ] || { cat "$tmp/stderr" >&2; fail "not one line about $layer"; }
+    [ ! -e "$out" ] && ! ls "$out.work"/layer-* 2>/dev/null || { ls -R "$out"* >&2; fail "something was made of $1"; }
+    rm -rf "$out.work"
+}
+for trick in $("$build/spoil_h5"); do
+    rm -rf "$tmp/bad" && cp -r "$tmp/store" "$tmp/bad" && cp "$tokens" "$tmp/bad.h5"
+    "$build/spoil_h5" "$tmp/bad/$layer" /inputs/attn_in/hessian "$tmp/store/$layer" "$trick"
+    stats_are hessian
+    "$build/spoil_h5" "$tmp/bad.h5" /input_ids "$tokens" "$trick"
+    refuse 65 input_ids "$qalib" quantize -m "$tmp/good" -o "$out" --group-size 32 --calib "$tmp/bad.h5"
+done
+truncate -s -1000 "$tmp/bad/$layer"
+stats_are "$layer"
+: >"$tmp/bad/$layer"
+stats_are "not an HDF5 file"
+
+# ---- P20: GGUF --------------------------------------------------------------------------------------------------------------
+for kind in "version2:model.gguf" "twice:twice" "total:behind the end" "alignment:general.architecture" "array_count:array" "unpadded:model.gguf"; do
+    cp "$(dirname "$0")/../fuzz/corpus/gguf/${kind%%:*}" "$tmp/model.gguf"
+    refuse 65 "${kind#*:}" "$qalib" eval -m "$tmp/model.gguf" --tokens "$tokens"
+done
+head -c 20 "$tmp/model.gguf" >"$tmp/cut.gguf"
+for command in inspect "eval --tokens $tokens -m"; do
+    # shellcheck disable=SC2086 # words
+    refuse 65 cut.gguf "$qalib" $command "$tmp/cut.gguf"
+done
+
 # ---- C8: a flipped bit in a committed layer ------------------------------------------------------------------------------
 make "$tmp/slow" --layers 8 --rows 128 --tokens "$tmp/slow.h5"
 job=("$qalib" quantize -m "$tmp/slow" -o "$tmp/flipped" --group-size 32 --calib "$tmp/slow.h5" --progress none)

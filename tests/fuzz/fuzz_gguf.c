@@ -1,16 +1,6 @@
 /* Any bytes as a GGUF file.  What is accepted has tensors that follow each other inside the file. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "formats/gguf.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(bool condition) {
-    if (!condition) abort();
-}
+#include "tests/fuzz/input.h"
 
 static void check_tensors(size_t size, const gguf_file *file, ql_arena *arena) {
     uint64_t end = file->data;
@@ -39,14 +29,10 @@ static void ask_keys(const gguf_file *file, ql_arena *arena) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static int memory = -1;
-    if (memory < 0) memory = memfd_create("fuzz", 0);
-    if (ftruncate(memory, 0) != 0 || pwrite(memory, data, size, 0) != (ssize_t)size) return 0;
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", memory);
+    const char *path = input_file(data, size);
     ql_arena *arena;
     gguf_file file;
-    if (ql_arena_open(NULL, &arena) != QL_OK) return 0;
+    if (!path || ql_arena_open(NULL, &arena) != QL_OK) return 0;
     if (gguf_open(path, arena, &file) == QL_OK) {
         check_tensors(size, &file, arena);
         ask_keys(&file, arena);

@@ -1,16 +1,7 @@
 /* Any bytes as a safetensors file.  What is accepted must be JSON for jansson too, and its tensors must fill the file. */
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "formats/json.h"
 #include "formats/safetensors.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void require(bool condition) {
-    if (!condition) abort();
-}
+#include "tests/fuzz/input.h"
 
 static void check_header(const uint8_t *data, const st_file *file) {
     json_t *header = json_loadb((const char *)data + 8, file->header_size - 8, JSON_REJECT_DUPLICATES, NULL);
@@ -33,14 +24,10 @@ static void check_tensors(size_t size, const st_file *file, ql_arena *arena) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static int memory = -1;
-    if (memory < 0) memory = memfd_create("fuzz", 0);
-    if (ftruncate(memory, 0) != 0 || pwrite(memory, data, size, 0) != (ssize_t)size) return 0;
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", memory);
+    const char *path = input_file(data, size);
     ql_arena *arena;
     st_file file;
-    if (ql_arena_open(NULL, &arena) != QL_OK) return 0;
+    if (!path || ql_arena_open(NULL, &arena) != QL_OK) return 0;
     if (st_open(path, NULL, arena, &file) == QL_OK) {
         check_header(data, &file);
         check_tensors(size, &file, arena);
