@@ -177,7 +177,7 @@ static void index_names_must_be_plain(void **state) {
     assert_refused(try(), QL_FORMAT, "duplicate");
 }
 
-static void index_must_agree_with_the_shards(void **state) {
+static void trap02_index_must_agree_with_the_shards(void **state) {
     (void)state;
     make_text(dir, "config.json", "{}");
     make_letters("1.safetensors", "ab");
@@ -193,7 +193,7 @@ static void index_must_agree_with_the_shards(void **state) {
 }
 
 /* Shards of an earlier save hold tensors that the index does not name: left out, not mixed in. */
-static void tensors_beside_the_index_are_left_out(void **state) {
+static void trap01_tensors_beside_the_index_are_left_out(void **state) {
     (void)state;
     make_text(dir, "config.json", "{}");
     make_letters("1.safetensors", "abx");
@@ -311,8 +311,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(missing_parts_are_named, setup, teardown),
         cmocka_unit_test_setup_teardown(bad_configs_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(index_names_must_be_plain, setup, teardown),
-        cmocka_unit_test_setup_teardown(index_must_agree_with_the_shards, setup, teardown),
-        cmocka_unit_test_setup_teardown(tensors_beside_the_index_are_left_out, setup, teardown),
+        cmocka_unit_test_setup_teardown(trap02_index_must_agree_with_the_shards, setup, teardown),
+        cmocka_unit_test_setup_teardown(trap01_tensors_beside_the_index_are_left_out, setup, teardown),
         cmocka_unit_test_setup_teardown(odd_files_are_refused_and_never_waited_for, setup, teardown),
         cmocka_unit_test_setup_teardown(hugging_face_cache_links_are_followed, setup, teardown),
         cmocka_unit_test_setup_teardown(shard_of_wrong_length_says_by_how_much, setup, teardown),

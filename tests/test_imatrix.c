@@ -42,7 +42,7 @@ static void check_values(const imatrix *m) {
     assert_string_equal(m->dataset, "wiki.txt"), assert_int_equal(m->chunks, 12);
 }
 
-static void imatrix_legacy_divides_by_calls(void **state) {
+static void trap42_legacy_values_are_divided_by_calls(void **state) {
     bytes b;
     imatrix m;
     legacy(&b);
@@ -96,7 +96,7 @@ static void imatrix_gguf_form_comes_back(void **state) {
     gguf_close(&file);
 }
 
-static void imatrix_weights_have_a_floor(void **state) {
+static void trap42_weights_have_a_floor(void **state) {
     (void)state;
     float mean[4] = {0, 4, 0, 8}, zeros[2] = {0, 0}, weights[4];
     imatrix_weights(&(imatrix_entry){.k = 4, .mean = mean}, weights);
@@ -163,11 +163,11 @@ static void imatrix_bad_gguf(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(imatrix_legacy_divides_by_calls),
+        cmocka_unit_test(trap42_legacy_values_are_divided_by_calls),
         cmocka_unit_test(imatrix_legacy_without_a_note),
         cmocka_unit_test(imatrix_cut_anywhere),
         cmocka_unit_test(imatrix_gguf_form_comes_back),
-        cmocka_unit_test(imatrix_weights_have_a_floor),
+        cmocka_unit_test(trap42_weights_have_a_floor),
         cmocka_unit_test(imatrix_bad_legacy),
         cmocka_unit_test(imatrix_bad_gguf),
     };

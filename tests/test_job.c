@@ -7,6 +7,7 @@
 
 #include "calib/evaluate.h"
 #include "calib/job.h"
+#include "calib/schemes.h"
 #include "calib/verify.h"
 #include "host/file.h"
 #include "host/mat.h"
@@ -111,7 +112,7 @@ static void every_architecture_is_quantized_and_read_back(void **state) {
 
 /* Smoothed models with biases, GQA and qk-norm: 8 bits come as close as without smoothing (these weights have nothing to smooth),
  * which they would not if a norm, a bias or a column missed its factor. */
-static void smoothed_models_are_read_back(void **state) {
+static void trap18_smoothed_models_are_read_back(void **state) {
     (void)state;
     const arch all[] = {ARCH_LLAMA, ARCH_QWEN2, ARCH_QWEN3};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
@@ -226,6 +227,70 @@ static void dense_output_holds_the_same_model(void **state) {
     close_place(&p);
 }
 
+/* A runtime fuses q, k, v and gate, up and keeps one scale of each: theirs are the same, of weights and of inputs. */
+static void trap26_static_scales_are_those_of_the_fused_module(void **state) {
+    (void)state;
+    static const char *const fused[][2] = {{"self_attn.q_proj", "self_attn.k_proj"},
+                                           {"self_attn.q_proj", "self_attn.v_proj"},
+                                           {"mlp.gate_proj", "mlp.up_proj"}};
+    make_model m = make_tiny(ARCH_QWEN2);
+    place p = open_place(&m);
+    named_scheme s;
+    checkpoint *out;
+    assert_ok(scheme_find("FP8-static", &s));
+    quantize_request r = request_of(&p, 8);
+    r.recipe = s.recipe, r.format = s.format, r.mode = STATISTICS_FP;
+    json_decref(quantize(&p, &r));
+    assert_ok(checkpoint_open(p.out, &out));
+    for (int64_t layer = 0; layer < m.layers; layer++)
+        for (int i = 0; i < 6; i++) {
+            char name[NAME_SIZE];
+            float scale[2];
+            for (int side = 0; side < 2; side++) {
+                snprintf(name, sizeof name, "model.layers.%d.%s.%s_scale", (int)layer, fused[i / 2][side],
+                         i % 2 ? "input" : "weight");
+                const st_tensor *found = checkpoint_find(out, name);
+                if (!found) fail_msg("%s is missing", name);
+                assert_int_equal(found->dtype, QL_F32), assert_int_equal(found->size, 4);
+                assert_ok(checkpoint_read(out, found, &scale[side]));
+            }
+            if (scale[0] != scale[1] || !(scale[0] > 0)) fail_msg("%s: %g and %g", name, scale[0], scale[1]);
+        }
+    checkpoint_close(out);
+    close_place(&p);
+}
+
+/* Rows of different length: what stands behind their ends in the file is nobody's token. */
+static void trap50_padding_is_not_counted(void **state) {
+    (void)state;
+    static const int64_t start[] = {0, 32, 33, 50};
+    make_model m = make_tiny(ARCH_LLAMA);
+    place p = open_place(&m);
+    int32_t ids[50];
+    for (int i = 0; i < 50; i++) ids[i] = (int32_t)(ql_random(6, (uint64_t)i) % (uint64_t)m.vocab);
+    const token_file ragged = {
+        .n_seq = 3, .seq_len = 32, .vocab = m.vocab, .n_tokens = 50, .ids = ids, .start = (int64_t *)(uintptr_t)start};
+    assert_ok(tokens_write(p.tokens, &ragged, "random", 6));
+    const calibrate_request r = {.model_dir = p.model, .tokens_path = p.tokens, .work_dir = p.work, .kinds = STATS_ALL};
+    json_t *report;
+    assert_ok(calibrate_run(p.ctx, &r, &report));
+    json_decref(report);
+    for (int64_t layer = 0; layer < m.layers; layer++) {
+        char *path;
+        stats_layer stats;
+        assert_ok(stats_path(p.arena, p.work, layer, &path));
+        assert_ok(stats_read(path, NULL, p.arena, &stats));
+        assert_int_equal(stats.n_tokens, 50), assert_int_equal(stats.n_seq, 3);
+        for (int site = 0; site < SITES; site++) {
+            const stats_site *s = &stats.site[site];
+            assert_int_equal(s->count, 50);
+            for (int64_t i = 0; i < s->k; i++) /* a plain sum of squares, as H's diagonal is one */
+                assert_true(fabs(s->hessian[i * s->k + i] - s->sum_sq[i]) <= 1e-5 * s->sum_sq[i]);
+        }
+    }
+    close_place(&p);
+}
+
 static void report_counts_every_module(void **state) {
     (void)state;
     make_model m = make_tiny(ARCH_LLAMA);
@@ -295,10 +360,12 @@ static void committed_layer_reads_back(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_architecture_is_quantized_and_read_back),
-        cmocka_unit_test(smoothed_models_are_read_back),
+        cmocka_unit_test(trap18_smoothed_models_are_read_back),
         cmocka_unit_test(outputs_of_one_pass_are_those_of_their_own),
         cmocka_unit_test(rows_pass_only_where_they_count),
         cmocka_unit_test(dense_output_holds_the_same_model),
+        cmocka_unit_test(trap26_static_scales_are_those_of_the_fused_module),
+        cmocka_unit_test(trap50_padding_is_not_counted),
         cmocka_unit_test(report_counts_every_module),
         cmocka_unit_test(committed_layer_reads_back),
     };

@@ -184,7 +184,7 @@ static void kquant_decodes_every_bit(void **state) {
 }
 
 /* One block whose values are exact: it says which byte holds which weight. */
-static void kquant_nibbles_of_q4_0(void **state) {
+static void trap40_nibbles_of_q4_0(void **state) {
     backend *b = *state;
     ql_mat w = poisoned(b, QL_F32, 1, 32);
     for (int i = 0; i < 32; i++) ref_put(w, 0, i, 0);
@@ -193,6 +193,50 @@ static void kquant_nibbles_of_q4_0(void **state) {
     const uint8_t *bytes = blocks.data;
     assert_int_equal(bytes[0], 0x00), assert_int_equal(bytes[1], 0x3c);
     assert_int_equal(bytes[2], 0x21), assert_int_equal(bytes[5], 0x80);
+}
+
+/* Scales s[i] = 9 i and minima m[i] = 63 - 9 i of eight times 32 weights: with codes of 1 a block says them all. */
+static void trap38_scales_beyond_four_bits(void **state) {
+    backend *b = *state;
+    static const uint8_t scales[12] = {0x80, 0x89, 0xd2, 0xdb, 0x7f, 0x76, 0x2d, 0x24, 0xb4, 0x2d, 0x96, 0x0f};
+    for (int type = QL_Q4_K; type <= QL_Q5_K; type++) {
+        ql_mat block = poisoned(b, QL_U8, 1, ql_block_bytes(type));
+        uint8_t *bytes = block.data;
+        memset(bytes, 0, (size_t)block.cols);
+        bytes[1] = 0x3c, bytes[3] = 0x2c; /* d = 1, dmin = 1/16 */
+        memcpy(bytes + 4, scales, sizeof scales);
+        memset(bytes + (type == QL_Q5_K ? 48 : 16), 0x11, 128);
+        ql_mat w = decode(b, block, type, 256);
+        for (int j = 0; j < 256; j++) assert_true(ref_at(w, 0, j) == 9 * (j / 32) - (63 - 9 * (j / 32)) / 16.0);
+    }
+    static const uint8_t signed_scales[12] = {0x00, 0x44, 0x88, 0xcc, 0x00, 0x44, 0x88, 0xcc, 0xe4, 0xe4, 0xe4, 0xe4};
+    ql_mat block = poisoned(b, QL_U8, 1, ql_block_bytes(QL_Q3_K));
+    uint8_t *bytes = block.data;
+    memset(bytes, 0xff, 32), memset(bytes + 32, 0x55, 64); /* every code is 1 */
+    memcpy(bytes + 96, signed_scales, sizeof signed_scales);
+    bytes[108] = 0, bytes[109] = 0x3c;
+    ql_mat w = decode(b, block, QL_Q3_K, 256);
+    for (int j = 0; j < 256; j++) assert_true(ref_at(w, 0, j) == 4 * (j / 16) - 32);
+}
+
+/* The K types subtract their minimum, the older ones add it. */
+static void trap39_signs_of_minima(void **state) {
+    backend *b = *state;
+    static const struct {
+        ql_block_type type;
+        int minimum; /* where it lies */
+        double value;
+    } known[] = {{QL_Q2_K, 82, -15}, {QL_Q4_K, 2, -63}, {QL_Q5_K, 2, -63}, {QL_Q4_1, 2, 1}, {QL_Q5_1, 2, 1}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        ql_mat block = poisoned(b, QL_U8, 1, ql_block_bytes(known[i].type));
+        uint8_t *bytes = block.data;
+        memset(bytes, 0, (size_t)block.cols);
+        bytes[known[i].minimum + 1] = 0x3c;
+        if (known[i].type == QL_Q2_K) memset(bytes, 0xf0, 16);
+        if (known[i].type == QL_Q4_K || known[i].type == QL_Q5_K) memset(bytes + 8, 0x3f, 4);
+        ql_mat w = decode(b, block, known[i].type, ql_block_weights(known[i].type));
+        if (ref_at(w, 0, 5) != known[i].value) fail_msg("%s: %g", ql_block_name(known[i].type), ref_at(w, 0, 5));
+    }
 }
 
 static double relative_error(ql_mat w, ql_mat back) {
@@ -282,10 +326,16 @@ static void kquant_refuses_what_does_not_fit(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(kquant_bytes_of_ggml),        cmocka_unit_test(kquant_decodes_every_bit),
-        cmocka_unit_test(kquant_nibbles_of_q4_0),      cmocka_unit_test(kquant_error_is_that_of_the_format),
-        cmocka_unit_test(kquant_rows_are_independent), cmocka_unit_test(kquant_importance_zero_makes_zeros),
-        cmocka_unit_test(kquant_odd_values),           cmocka_unit_test(kquant_refuses_what_does_not_fit),
+        cmocka_unit_test(kquant_bytes_of_ggml),
+        cmocka_unit_test(kquant_decodes_every_bit),
+        cmocka_unit_test(trap40_nibbles_of_q4_0),
+        cmocka_unit_test(kquant_error_is_that_of_the_format),
+        cmocka_unit_test(kquant_rows_are_independent),
+        cmocka_unit_test(kquant_importance_zero_makes_zeros),
+        cmocka_unit_test(trap38_scales_beyond_four_bits),
+        cmocka_unit_test(trap39_signs_of_minima),
+        cmocka_unit_test(kquant_odd_values),
+        cmocka_unit_test(kquant_refuses_what_does_not_fit),
     };
     return run_on_backends(tests);
 }

@@ -145,7 +145,7 @@ static void refuse_quantization(const char *text, ql_status status, const char *
     assert_refused(layout_read_back(16, 64, &back), status, words);
 }
 
-static void configs_that_lie_or_cannot_be_read(void **state) {
+static void trap13_configs_that_lie_or_cannot_be_read(void **state) {
     (void)state;
     refuse_quantization("{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 64}", QL_FORMAT,
                         "q_proj.qzeros: is [2, 2]");
@@ -222,7 +222,7 @@ int main(void) {
         TEST(trap12_scale_that_f16_rounds_is_refused),
         TEST(config_says_what_loaders_ask),
         TEST(trap20_full_names_hit_no_other_module),
-        TEST(configs_that_lie_or_cannot_be_read),
+        TEST(trap13_configs_that_lie_or_cannot_be_read),
         TEST(missing_or_wrong_tensors_are_named),
         TEST(gptq_tensors_under_an_awq_config_are_recognized),
         TEST(bad_scale_is_named),

@@ -185,7 +185,7 @@ static void edit_state(layout_tensors *t, const char *from, const char *to) {
     memcpy(at, to, strlen(to));
 }
 
-static void states_that_lie_are_named(void **state) {
+static void trap48_states_that_lie_are_named(void **state) {
     (void)state;
     static const char *const edits[][3] = {
         {"[8, 64]", "[64, 8]", "its shape is not [8, 64]"},
@@ -201,6 +201,36 @@ static void states_that_lie_are_named(void **state) {
         edit_state(&t, edits[i][0], edits[i][1]);
         layout_save_tensors(&t);
         assert_refused(layout_read_back(8, 64, &back), QL_FORMAT, edits[i][2]);
+    }
+}
+
+static void trap13_configs_that_lie_or_cannot_be_read(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        ql_status status;
+        const char *words;
+    } bad[] = {
+#define NF4 "{\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true, \"bnb_4bit_use_double_quant\": true, "
+        {NF4 "\"bnb_4bit_quant_type\": \"fp4\"}", QL_MISMATCH, "only NF4 with double quantization"},
+        {"{\"quant_method\": \"bitsandbytes\", \"load_in_8bit\": true}", QL_MISMATCH, "only NF4"},
+        {"{\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true, \"bnb_4bit_quant_type\": \"nf4\"}", QL_MISMATCH,
+         "double quantization"},
+        {NF4 "\"bnb_4bit_quant_type\": \"nf4\", \"bnb_4bit_quant_storage\": \"bfloat16\"}", QL_MISMATCH, "uint8"},
+        {NF4 "\"bnb_4bit_quant_type\": 4}", QL_FORMAT, "bnb_4bit_quant_type"},
+        {NF4 "\"bnb_4bit_quant_type\": \"nf4\", \"llm_int8_skip_modules\": [\"q_proj\"]}", QL_FORMAT,
+         "the config says that it is not"},
+        {NF4 "\"bnb_4bit_quant_type\": \"nf4\", \"llm_int8_skip_modules\": 1}", QL_FORMAT, "must be a list"},
+        {"{\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 64, \"sym\": true, \"desc_act\": false}", QL_FORMAT,
+         "q_proj.qweight: missing"},
+#undef NF4
+    };
+    qmodule q = make_module(8, 64), back;
+    layout_tensors t;
+    layout_write(&nf4, &q, &t);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        layout_save_quantization(json_loads(bad[i].text, 0, NULL));
+        assert_refused(layout_read_back(8, 64, &back), bad[i].status, bad[i].words);
     }
 }
 
@@ -242,7 +272,8 @@ int main(void) {
         TEST(trap46_state_says_what_readers_ask),
         TEST(config_says_what_loaders_ask),
         TEST(what_cannot_be_held_is_refused),
-        TEST(states_that_lie_are_named),
+        TEST(trap48_states_that_lie_are_named),
+        TEST(trap13_configs_that_lie_or_cannot_be_read),
         TEST(missing_or_wrong_tensors_are_named),
     };
     return cmocka_run_group_tests_name("layout_bitsandbytes", tests, NULL, NULL);

@@ -442,7 +442,7 @@ static void the_most_specific_target_decides(void **state) {
 
 #define WEIGHTS(text) "\"config_groups\": {\"g\": {\"targets\": [\"Linear\"], \"weights\": {" text "}}}"
 
-static void configs_that_lie_or_cannot_be_read(void **state) {
+static void trap13_configs_that_lie_or_cannot_be_read(void **state) {
     (void)state;
     static const struct {
         const char *text;
@@ -558,7 +558,7 @@ int main(void) {
         TEST(trap27_head_is_ignored_and_skipped_modules_by_full_name),
         TEST(overrides_become_groups_with_names),
         TEST(the_most_specific_target_decides),
-        TEST(configs_that_lie_or_cannot_be_read),
+        TEST(trap13_configs_that_lie_or_cannot_be_read),
         TEST(missing_or_wrong_tensors_are_named),
         TEST(trap28_scales_in_bf16_are_read),
     };

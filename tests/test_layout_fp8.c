@@ -95,7 +95,7 @@ static void what_cannot_be_held_is_refused(void **state) {
     assert_refused(layout_encode(&blocks, &odd, layout_arena, &t), QL_MISMATCH, "N = 24 is not a multiple of 16");
 }
 
-static void directories_that_lie_or_cannot_be_read(void **state) {
+static void trap13_directories_that_lie_or_cannot_be_read(void **state) {
     (void)state;
     static const struct {
         const char *text;
@@ -107,6 +107,10 @@ static void directories_that_lie_or_cannot_be_read(void **state) {
         {"{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 128], \"fmt\": \"e5m2\"}", QL_MISMATCH, "e4m3"},
         {"{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 128], \"modules_to_not_convert\": [\"q_proj\"]}",
          QL_FORMAT, "says that it is not"},
+        {"{\"quant_method\": \"fp8\", \"weight_block_size\": 128}", QL_MISMATCH, "weight_block_size"},
+        {"{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 128], \"activation_scheme\": \"static\"}",
+         QL_MISMATCH, "dynamic activations"},
+        {"{\"quant_method\": \"awq\", \"bits\": 4, \"group_size\": 16}", QL_FORMAT, "q_proj.qweight: missing"},
     };
     qmodule q = make_module(32, 16), back;
     layout_tensors t;
@@ -132,7 +136,7 @@ int main(void) {
         TEST(trap25_scale_inv_is_multiplied),
         TEST(config_says_what_loaders_ask),
         TEST(what_cannot_be_held_is_refused),
-        TEST(directories_that_lie_or_cannot_be_read),
+        TEST(trap13_directories_that_lie_or_cannot_be_read),
     };
     return cmocka_run_group_tests_name("layout_fp8", tests, NULL, NULL);
 }

@@ -63,7 +63,7 @@ static void write_directory(const qmodule *q, int version, layout_tensors *tenso
 
 /* ---- encoding ---------------------------------------------------------------------------------------------------------------- */
 
-static void encode_known_words(void **state) {
+static void trap14_known_words_of_every_width(void **state) {
     (void)state;
     static const struct {
         int bits;
@@ -515,7 +515,7 @@ static void config_that_cannot_be_is_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(encode_known_words),
+        TEST(trap14_known_words_of_every_width),
         TEST(encode_every_element_lies_where_the_format_says),
         TEST(encode_shapes_of_llama_8b),
         TEST(obstacles_are_named),

@@ -341,7 +341,7 @@ static void write_one(st_tensor *tensors, int64_t count, const json_t *metadata,
 }
 
 /* A header of 84 bytes gets 4 spaces: N = 88, data at 96. */
-static void written_bytes_are_known(void **state) {
+static void trap04_format_is_pt_and_bytes_are_known(void **state) {
     (void)state;
     st_tensor tensors[] = {{.name = "t", .dtype = QL_U8, .rank = 1, .shape = {3}}};
     write_one(tensors, 1, NULL, (const void *const[]){"xyz"});
@@ -361,7 +361,7 @@ static void written_bytes_are_known(void **state) {
 }
 
 /* Element size descending, then name; every tensor begins at a multiple of its element. */
-static void written_order_aligns_every_tensor(void **state) {
+static void trap05_written_order_aligns_every_tensor(void **state) {
     (void)state;
     st_tensor tensors[] = {
         {.name = "b", .dtype = QL_F16, .rank = 2, .shape = {3, 1}},
@@ -401,6 +401,38 @@ static void written_order_aligns_every_tensor(void **state) {
 }
 
 /* 83 bytes around the name; a text of exactly 8 n bytes gets no padding. */
+/* What others write: 61 bytes of header text and three spaces before the data at 72; no space, and values at odd places. */
+static void trap05_unaligned_tensors_are_read(void **state) {
+    (void)state;
+    static const struct {
+        const char *header;
+        size_t text, place; /* of the F32 in the file */
+    } cases[] = {
+        {"{\"tttttttt\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}   ", 61, 72},
+        {"{\"a\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]},"
+         "\"tttttttt\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[3,7]}}",
+         113, 8 + 113 + 3},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        unsigned char bytes[256] = {0};
+        size_t size = strlen(cases[i].header);
+        assert_int_equal(strcspn(cases[i].header, " "), cases[i].text);
+        bytes[0] = (unsigned char)size;
+        memcpy(bytes + 8, cases[i].header, size);
+        memcpy(bytes + cases[i].place, &(float){-3.25f}, 4);
+        make_file(dir, "model.safetensors", bytes, cases[i].place + 4);
+        ql_arena *arena;
+        st_file file;
+        float value = 0;
+        assert_ok(ql_arena_open(NULL, &arena));
+        assert_ok(st_open(path, dir, arena, &file));
+        assert_ok(st_read(&file, &file.tensors[file.count - 1], &value));
+        assert_true(value == -3.25f);
+        st_close(&file);
+        ql_arena_close(arena);
+    }
+}
+
 static void header_is_padded_to_8_for_every_name_length(void **state) {
     (void)state;
     for (int length = 1; length <= 16; length++) {
@@ -493,8 +525,9 @@ int main(void) {
         cmocka_unit_test_setup_teardown(metadata_of_10_megabytes_is_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(foreign_files_are_named, setup, teardown),
         cmocka_unit_test_setup_teardown(a_file_cut_while_it_is_read_is_an_io_error, setup, teardown),
-        cmocka_unit_test_setup_teardown(written_bytes_are_known, setup, teardown),
-        cmocka_unit_test_setup_teardown(written_order_aligns_every_tensor, setup, teardown),
+        cmocka_unit_test_setup_teardown(trap04_format_is_pt_and_bytes_are_known, setup, teardown),
+        cmocka_unit_test_setup_teardown(trap05_written_order_aligns_every_tensor, setup, teardown),
+        cmocka_unit_test_setup_teardown(trap05_unaligned_tensors_are_read, setup, teardown),
         cmocka_unit_test_setup_teardown(header_is_padded_to_8_for_every_name_length, setup, teardown),
         cmocka_unit_test_setup_teardown(writer_refuses_what_would_be_a_bad_file, setup, teardown),
 #ifdef QL_FAULTS

@@ -162,7 +162,7 @@ static void scale_all_equal(void **state) {
         }
 }
 
-static void scale_of_nothing_is_positive(void **state) {
+static void trap15_scale_of_nothing_is_positive(void **state) {
     const ql_grid_rule rules[] = {{0, 0, 0}, {0, 1, 0}, {1, 0, 0}, {1, 1, 0}, {0, 0, 1}, {1, 0, 1}};
     const float zeros[] = {0, -0.0f, 0, 0}, tiny[] = {1e-40f, -1e-40f, 1e-30f, 0};
     for (int i = 0; i < 6; i++) {
@@ -251,7 +251,7 @@ int main(void) {
         cmocka_unit_test(scale_known_ranges),
         cmocka_unit_test(scale_moves_a_zero_point_of_zero),
         cmocka_unit_test(scale_all_equal),
-        cmocka_unit_test(scale_of_nothing_is_positive),
+        cmocka_unit_test(trap15_scale_of_nothing_is_positive),
         cmocka_unit_test(scale_beyond_fp16_is_refused),
         cmocka_unit_test(scale_follows_importance),
         cmocka_unit_test(scale_literature),

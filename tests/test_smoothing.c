@@ -121,7 +121,7 @@ static void check_same_function(make_model m, smoothing_id which, int expected_s
     close_place(&p);
 }
 
-static void block_keeps_its_function(void **state) {
+static void trap19_block_with_shared_heads_keeps_its_function(void **state) {
     (void)state;
     make_model llama = make_tiny(ARCH_LLAMA), biased = make_tiny(ARCH_LLAMA), f16 = make_tiny(ARCH_QWEN3);
     biased.attention_bias = biased.mlp_bias = true;
@@ -305,7 +305,7 @@ static void smoothquant_formula_and_search(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(block_keeps_its_function),
+        cmocka_unit_test(trap19_block_with_shared_heads_keeps_its_function),
         cmocka_unit_test(hessians_follow),
         cmocka_unit_test(sixteen_bit_modules_are_left_alone),
         cmocka_unit_test(loss_is_that_of_the_definition),

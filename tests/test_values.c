@@ -261,7 +261,7 @@ static void values_not_finite_poison_their_tile(void **state) {
             }
 }
 
-static void values_static_saturates(void **state) {
+static void trap24_static_values_saturate(void **state) {
     backend *b = *state;
     const float x[] = {INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, 1e6f, -1e6f, NAN};
     const double largest[] = {127, 255, 448, 57344}, least[] = {-127, 0, -448, -57344};
@@ -331,7 +331,7 @@ int main(void) {
         cmocka_unit_test(values_asymmetric_range_contains_zero),
         cmocka_unit_test(values_zeros_and_subnormals_have_the_least_scale),
         cmocka_unit_test(values_not_finite_poison_their_tile),
-        cmocka_unit_test(values_static_saturates),
+        cmocka_unit_test(trap24_static_values_saturate),
         cmocka_unit_test(values_quantize_inverts_dequantize),
         cmocka_unit_test(values_refuse_what_does_not_fit),
     };
