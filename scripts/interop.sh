@@ -1,23 +1,29 @@
 #!/usr/bin/env bash
-# Loads what we write with other people's readers and compares every weight: one table, format | reader | version | verdict.
-#   scripts/interop.sh          the carried demo model; the readers come into build/interop from the package registry (about 6 GB)
+# Loads what we write with other people's readers: every weight, and perplexity and logits where a runtime runs on a CPU.  One table,
+# format | reader | version | verdict.
+#   scripts/interop.sh          the carried demo model; the readers come into build/interop from the package registry (about 6 GB);
+#                               llama.cpp is built from source (20 minutes on two cores)
 #   QALIB_PYTHON=python         an environment that has them
-# A reader that cannot be had is a row of its own.  Exit 1 if any weight differs.
+# A reader that cannot be had is a row of its own.  Exit 1 if a weight differs, or a runtime's numbers by more than its arithmetic explains.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 qalib=${QALIB:-build/qalib}
 model=demo/model
 out=${QALIB_INTEROP:-build/interop}
 mkdir -p "$out"
-[ -x "$qalib" ] || { echo "$qalib: missing; scripts/build.sh makes it" >&2; exit 69; }
+for program in "$qalib" "${QALIB_BUILD:-build}/dump_weights"; do
+    [ -x "$program" ] || { echo "$program: missing; scripts/setup.sh --test && scripts/build.sh make it" >&2; exit 69; }
+done
 
 python=${QALIB_PYTHON:-}
 if [ -z "$python" ]; then
     [ -x "$out/venv/bin/python" ] || python3 -m venv "$out/venv"
     python=$out/venv/bin/python
-    for package in "numpy safetensors" "torch transformers accelerate" compressed-tensors bitsandbytes gptqmodel; do
-        # shellcheck disable=SC2086 # several packages
-        "$python" -m pip install -q $package >"$out/pip.log" 2>&1 || echo "not installed: $package (${out}/pip.log)" >&2
+    export CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF" # for llama.cpp
+    for package in "numpy safetensors h5py gguf" "torch transformers accelerate sentencepiece" compressed-tensors bitsandbytes \
+        "gptqmodel --no-build-isolation" "llama-cpp-python --no-binary llama-cpp-python"; do
+        # shellcheck disable=SC2086 # several words
+        nice -n 15 "$python" -m pip install -q $package >"$out/pip.log" 2>&1 || echo "not installed: $package (${out}/pip.log)" >&2
     done
 fi
 
@@ -50,4 +56,8 @@ make ct-fp8-static compressed-tensors --type fp8 --group-size -2 --activations s
 make ct-fp8-block compressed-tensors --type fp8 --group-size 128 --activations token
 make fp8-block fp8 --type fp8 --group-size 128
 make nf4 bitsandbytes --type nf4
-"$python" -P scripts/interop.py "$out" "${names[@]}"
+rm -rf "$out/gguf" "$out"/gguf.work* "$out/stats"
+"$qalib" quantize --quiet -m "$model" -o "$out/gguf" --scheme F16,Q8_0,Q4_0,Q5_1,IQ4_NL,Q2_K,Q3_K_M,Q4_K_M,Q5_K_M "${calib[@]}" >"$out/quantize.log"
+"$qalib" calibrate --quiet -m "$model" -w "$out/stats" "${calib[@]}" >"$out/calibrate.log"
+export QALIB=$qalib QALIB_BUILD=${QALIB_BUILD:-build} OMP_WAIT_POLICY=passive
+PYTHONPATH=scripts "$python" scripts/interop.py "$out" "${names[@]}"
