@@ -25,18 +25,20 @@ static void read_line(const char *path, char *text, int size) {
     fclose(file);
 }
 
-/* Field 22 of /proc/PID/stat, counted behind the name, which may hold anything; -1: no such process. */
+/* Field 22 of /proc/PID/stat, counted behind the name, which may hold anything; -1: no such process, or one that is dead and only
+ * waits for its parent to notice. */
 static long long start_of(long long pid) {
     char path[64], text[1024];
     long long start;
+    char state;
     snprintf(path, sizeof path, "/proc/%lld/stat", pid);
     read_line(path, text, sizeof text);
     const char *behind = strrchr(text, ')');
     if (!behind ||
-        sscanf(behind + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %lld",
-               &start) != 1)
+        sscanf(behind + 1, " %c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %lld", &state,
+               &start) != 2)
         return -1;
-    return start;
+    return state == 'Z' || state == 'X' ? -1 : start;
 }
 
 static owner myself(void) {

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "calib/cli/cli.h"
+#include "calib/daemon/spec.h"
 #include "host/log.h"
 
 static ql_status (*behaviour)(const cli *args);
@@ -412,8 +413,25 @@ static void signals_have_their_exit_codes(void **state) {
     assert_string_equal(o.err, "");
 }
 
+/* A job can ask the daemon for all that quantize knows, and say it to submit as to quantize. */
+static void the_daemon_knows_every_option_of_quantize(void **state) {
+    const cli_option *const tables[] = {cmd_quantize.options, cli_recipe_options};
+    (void)state;
+    assert_ptr_equal(cmd_submit.shared, cli_recipe_options);
+    for (int t = 0; t < 2; t++)
+        for (const cli_option *o = tables[t]; o->name; o++) {
+            bool submitted = t == 1;
+            for (const cli_option *s = cmd_submit.options; s->name; s++)
+                submitted = submitted || (strcmp(s->name, o->name) == 0 && s->letter == o->letter);
+            if (strcmp(o->name, "resume") == 0) continue; /* always */
+            if (!spec_has_option(o->name)) fail_msg("calib/daemon/spec.c has no field for --%s", o->name);
+            if (!submitted) fail_msg("qalib submit does not take --%s", o->name);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_daemon_knows_every_option_of_quantize),
         cmocka_unit_test(options_in_every_spelling),
         cmocka_unit_test(help_needs_nothing_else),
         cmocka_unit_test(refusals_name_the_word),

@@ -6,6 +6,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "calib/daemon/attempt.h"
+#include "calib/daemon/devices.h"
 #include "calib/daemon/events.h"
 #include "calib/daemon/spec.h"
 #include "calib/daemon/store.h"
@@ -467,6 +469,92 @@ static void events_survive_a_torn_line(void **state) {
     json_decref(event);
 }
 
+/* ---- logs and devices ----------------------------------------------------------------------------------------------------- */
+
+/* Byte i of the log is its position modulo 251: whatever is read shows where it comes from. */
+static void a_log_keeps_its_head_and_its_tail(void **state) {
+    enum { LIMIT = 64 << 10, ALL = 1 << 20, PIECE = 1000 };
+    unsigned char piece[PIECE];
+    log_writer log;
+    int64_t position = 0, kept = 0, skipped = 0, before;
+    size_t size;
+    log_open(&log, *state, LIMIT);
+    for (int64_t at = 0; at < ALL; at += PIECE) {
+        for (int i = 0; i < PIECE; i++) piece[i] = (unsigned char)((at + i) % 251);
+        log_write(&log, piece, PIECE);
+    }
+    log_close(&log);
+    assert_int_equal(log_end(*state), log.position);
+    do {
+        before = position;
+        assert_ok(log_read(*state, &position, (char *)piece, PIECE, &size));
+        int64_t first = position - (int64_t)size;
+        for (size_t i = 0; i < size; i++) assert_int_equal(piece[i], (first + (int64_t)i) % 251);
+        skipped += first - before;
+        kept += (int64_t)size;
+    } while (size > 0);
+    assert_int_equal(position, log.position);
+    assert_int_equal(kept + skipped, log.position);
+    assert_true(kept <= LIMIT && kept > LIMIT * 3 / 4);
+    position = 0;
+    assert_ok(log_read(*state, &position, (char *)piece, PIECE, &size));
+    assert_int_equal(position, size); /* the head is there */
+}
+
+static void ends_are_read_back(void **state) {
+    attempt_exit e = {.end = {.exit_code = 73}, .hung = true, .steps_done = 7, .peak_bytes = 1LL << 40, .seconds = 1.5};
+    attempt_exit back;
+    assert_refused(attempt_read_exit(*state, &back), QL_MISSING, "exit.json");
+    strcpy(e.reason, "error[73]: /o: cannot write: No space left on device");
+    assert_ok(attempt_write_exit(*state, &e));
+    assert_ok(attempt_read_exit(*state, &back));
+    assert_string_equal(back.reason, e.reason);
+    assert_true(back.hung && back.end.no_space && back.end.exit_code == 73 && back.steps_done == 7 &&
+                back.peak_bytes == 1LL << 40 && back.seconds == 1.5);
+    strcpy(e.reason, "error[73]: /o: exists");
+    assert_ok(attempt_write_exit(*state, &e));
+    assert_ok(attempt_read_exit(*state, &back));
+    assert_false(back.end.no_space);
+}
+
+static void gpus_go_by_number_and_by_name(void **state) {
+    devices d = {.cpu_places = 1, .memory = UINT64_MAX};
+    const spec_gpus one = {.count = 1}, two = {.count = 2}, usual = {.count = -1}, none = {.count = 0};
+    const spec_gpus third = {.count = 1, .id = {7}, .by_id = true}, absent = {.count = 1, .id = {9}, .by_id = true};
+    reservation a, b, c;
+    char list[GPU_LIST_SIZE];
+    (void)state;
+    assert_refused(devices_parse("0,1,0", &d), QL_USAGE, "--gpus");
+    assert_refused(devices_parse("0,", &d), QL_USAGE, "--gpus");
+    assert_refused(devices_parse("a", &d), QL_USAGE, "--gpus");
+    assert_ok(devices_parse("4,5,7", &d));
+    assert_int_equal(devices_reserve(&d, &third, 0, &a), FIT_NOW);
+    devices_list(&d, &a, list);
+    assert_string_equal(list, "7");
+    assert_int_equal(devices_reserve(&d, &third, 0, &b), FIT_LATER);
+    assert_int_equal(devices_reserve(&d, &absent, 0, &b), FIT_NEVER);
+    assert_int_equal(devices_reserve(&d, &two, 0, &b), FIT_NOW);
+    devices_list(&d, &b, list);
+    assert_string_equal(list, "4,5");
+    assert_int_equal(devices_reserve(&d, &usual, 0, &c), FIT_LATER);
+    assert_int_equal(devices_reserve(&d, &none, 0, &c), FIT_NOW);
+    assert_true(c.on_cpu);
+    assert_int_equal(devices_reserve(&d, &none, 0, &(reservation){0}), FIT_LATER);
+    devices_release(&d, &b);
+    assert_int_equal(devices_reserve(&d, &one, 0, &b), FIT_NOW);
+    devices_adopt(&d, "5,99", 0, &c);
+    devices_list(&d, &c, list);
+    assert_string_equal(list, "5");
+    devices before = {.cpu_places = 1, .memory = 1000};
+    assert_ok(devices_parse("none", &before));
+    assert_int_equal(devices_reserve(&before, &usual, 1001, &a), FIT_NEVER);
+    assert_int_equal(devices_reserve(&before, &usual, 600, &a), FIT_NOW);
+    before.cpu_places = 2;
+    assert_int_equal(devices_reserve(&before, &usual, 401, &b), FIT_LATER);
+    assert_int_equal(devices_reserve(&before, &usual, 400, &b), FIT_NOW);
+    assert_int_equal(devices_reserve(&before, &one, 1, &b), FIT_NEVER);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_pair_of_states),
@@ -488,6 +576,9 @@ int main(void) {
 #endif
         cmocka_unit_test(ids_grow_whatever_the_clock_says),
         scratch_test(events_survive_a_torn_line),
+        scratch_test(a_log_keeps_its_head_and_its_tail),
+        scratch_test(ends_are_read_back),
+        cmocka_unit_test(gpus_go_by_number_and_by_name),
     };
     if (ql_path_exists("/dev/shm"))
         setenv("TMPDIR", "/dev/shm", 0); /* hundreds of syncs, of which none is to be measured */

@@ -279,6 +279,21 @@ static void stale_locks_are_taken_over(void **state) {
     expect_done(*state, 0);
 }
 
+/* Where nobody reaps orphans, a killed owner keeps its number and start. */
+static void a_dead_owner_that_nobody_buried(void **state) {
+    pid_t child = fork();
+    if (child == 0) {
+        journal *j;
+        _exit(open_as(*state, JOURNAL_RESUME, &j) == QL_OK ? 0 : 1);
+    }
+    siginfo_t info;
+    assert_int_equal(waitid(P_PID, (id_t)child, &info, WEXITED | WNOWAIT), 0); /* it stays a zombie */
+    assert_int_equal(info.si_status, 0);
+    assert_true(ql_path_exists(scratch_path(state, "lock")));
+    expect_done(*state, 0);
+    assert_int_equal(waitpid(child, NULL, 0), child);
+}
+
 /* Of many processes that find a stale lock at one time, exactly one gets in. */
 static void takers_do_not_race(void **state) {
     enum { TAKERS = 12 };
@@ -408,6 +423,7 @@ int main(void) {
         scratch_test(every_changed_field_is_listed),
         scratch_test(a_second_process_is_refused),
         scratch_test(stale_locks_are_taken_over),
+        scratch_test(a_dead_owner_that_nobody_buried),
         scratch_test(takers_do_not_race),
 #ifdef QL_FAULTS
         scratch_test(a_crash_at_every_call_of_a_commit),

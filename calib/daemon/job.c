@@ -88,11 +88,11 @@ void job_now(char text[JOB_TIME_SIZE]) {
 /* ---- the record ---------------------------------------------------------------------------------------------------------- */
 
 ql_status job_show(const job *j, json_t **out) {
-    *out = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:s, s:O?, s:O?}", "version", 1, "id", j->id,
-                     "state", job_state_name(j->state), "rev", (json_int_t)j->rev, "attempt", (json_int_t)j->attempt,
-                     "priority", (json_int_t)j->priority, "created", j->created, "changed", j->changed, "stuck",
-                     (json_int_t)j->stuck, "steps_done", (json_int_t)j->steps_done, "reason", j->reason, "plan",
-                     j->plan, "spec", j->spec);
+    *out = json_pack("{s:i, s:s, s:s, s:I, s:I, s:I, s:s, s:s, s:I, s:I, s:s, s:s, s:O?, s:O?}", "version", 1, "id",
+                     j->id, "state", job_state_name(j->state), "rev", (json_int_t)j->rev, "attempt",
+                     (json_int_t)j->attempt, "priority", (json_int_t)j->priority, "created", j->created, "changed",
+                     j->changed, "stuck", (json_int_t)j->stuck, "steps_done", (json_int_t)j->steps_done, "reason",
+                     j->reason, "gpus", j->gpus, "plan", j->plan, "spec", j->spec);
     json_t *code = j->exit_code < 0 ? json_null() : json_integer(j->exit_code);
     json_t *key = j->key[0] ? json_string(j->key) : json_null();
     bool whole = *out && json_object_set_new(*out, "exit_code", code) == 0;
@@ -140,6 +140,7 @@ ql_status job_from_json(const json_t *d, const char *place, job *j) {
     QL_TRY(take_text(d, place, "created", j->created, sizeof j->created));
     QL_TRY(take_text(d, place, "changed", j->changed, sizeof j->changed));
     QL_TRY(take_text(d, place, "reason", j->reason, sizeof j->reason));
+    QL_TRY(take_text(d, place, "gpus", j->gpus, sizeof j->gpus));
     QL_TRY(take_text(d, place, "key", j->key, sizeof j->key));
     QL_TRY(take_text(d, place, "body_sha256", j->body_sha256, sizeof j->body_sha256));
     QL_TRY(take_numbers(d, place, j));

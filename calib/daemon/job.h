@@ -3,6 +3,7 @@
  *   "version" 1, "id", "state", "rev" (changes so far), "attempt" (workers so far, 0: none yet), "created", "changed" (RFC 3339)
  *   "stuck"   attempts in a row that brought no layer; "steps_done": the most that any attempt reported
  *   "exit_code", "reason"   of the last end: the worker's code or null, one line
+ *   "gpus"    ids of those that its last worker had, "0,2"; "" on the processor
  *   "key", "body_sha256"    Idempotency-Key or null; of the body as it came
  *   "plan"    what `qalib plan` said of it, or null; "spec" as in calib/daemon/spec.h
  */
@@ -14,7 +15,7 @@
 #include "calib/daemon/state.h"
 #include "host/mem.h"
 
-enum { JOB_ID_LENGTH = 26, JOB_KEY_MOST = 128, JOB_TIME_SIZE = 32 };
+enum { JOB_ID_LENGTH = 26, JOB_KEY_MOST = 128, JOB_TIME_SIZE = 32, JOB_GPUS_SIZE = 320 };
 
 typedef struct job {
     char id[JOB_ID_LENGTH + 1]; /* ULID: sorts by time of creation */
@@ -25,7 +26,8 @@ typedef struct job {
     char key[JOB_KEY_MOST + 1]; /* "": none */
     char body_sha256[65];
     char reason[512];
-    json_t *plan, *spec; /* NULL: none */
+    char gpus[JOB_GPUS_SIZE]; /* "0,2": ids that it holds or held last; "" on the processor */
+    json_t *plan, *spec;      /* NULL: none */
 } job;
 
 void job_free(job *j); /* the documents */

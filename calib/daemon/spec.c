@@ -101,6 +101,69 @@ static ql_status check_path(const char *name, const char *path) {
     return QL_OK;
 }
 
+/* ---- from the command line --------------------------------------------------------------------------------------------------- */
+
+static bool read_whole(const char *text, const char **end, json_t **value) {
+    char *behind;
+    long long number = strtoll(text, &behind, 10);
+    *end = behind;
+    *value = behind > text && strlen(text) < 19 ? json_integer(number) : NULL;
+    return *value != NULL;
+}
+
+/* A number, or ids with commas; a comma behind a single one makes it an id. */
+static json_t *read_gpus(const char *text) {
+    json_t *list = json_array(), *id = NULL;
+    const char *end = text;
+    bool good = list && *text;
+    while (good && *text) {
+        good = read_whole(text, &end, &id) && (*end == 0 || *end == ',');
+        if (good) json_array_append(list, id);
+        json_decref(id);
+        id = NULL;
+        text = *end == ',' ? end + 1 : end;
+    }
+    if (good && end[0] != ',' && json_array_size(list) == 1) {
+        id = json_incref(json_array_get(list, 0));
+        json_decref(list);
+        return id;
+    }
+    if (good) return list;
+    json_decref(list);
+    return NULL;
+}
+
+static json_t *read_value(const char *option, field_kind kind, const char *text) {
+    const char *end = text;
+    char *behind;
+    json_t *value = NULL;
+    if (kind == FIELD_SWITCH) return json_true();
+    if (strcmp(option, "gpus") == 0) return read_gpus(text);
+    if (kind == FIELD_INT || kind == FIELD_OWN) {
+        if (read_whole(text, &end, &value) && !*end) return value;
+        json_decref(value);
+        return NULL;
+    }
+    if (kind != FIELD_REAL) return json_string(text);
+    double real = strtod(text, &behind);
+    return behind > text && !*behind ? json_real(real) : NULL;
+}
+
+ql_status spec_set(json_t *spec, const char *option, const char *text) {
+    char name[NAME_MOST];
+    for (int i = 0; i < FIELDS; i++) {
+        if (strcmp(fields[i].name, option) != 0) continue;
+        json_t *value = read_value(option, fields[i].kind, text);
+        if (value && json_object_set_new(spec, field_name(i, name), value) == 0) return QL_OK;
+        return ql_fail(QL_USAGE, "--%s \"%.60s\": expected %s", option, text,
+                       fields[i].kind == FIELD_INT || fields[i].kind == FIELD_OWN ? "a whole number"
+                                                                                  : "a number, or UTF-8");
+    }
+    return ql_fail(QL_INTERNAL, "the daemon knows no option --%s", option);
+}
+
+/* ---- one field ------------------------------------------------------------------------------------------------------------------- */
+
 static ql_status check_field(const json_t *spec, int i) {
     char name[NAME_MOST];
     const char *text = "";

@@ -41,6 +41,10 @@ ql_status spec_quantize_words(const json_t *spec, const char *recipe_path, ql_ar
 ql_status spec_plan_words(const json_t *spec, const char *recipe_path, const char *scheme, ql_arena *arena,
                           char ***words);
 
+/* Adds the field of an option as the command line says it ("4", "0.1", "" for a switch; gpus: "2", or ids with commas: "0,1", "3,").
+ * QL_USAGE: not such a value. */
+ql_status spec_set(json_t *spec, const char *option, const char *text);
+
 /* Is there a field for this option of quantize? */
 bool spec_has_option(const char *option);
 

@@ -1,0 +1,196 @@
+#!/usr/bin/env bash
+# qalibd as people use it: the contract, the client, and what happens when workers and daemons die.
+source "$(dirname "$0")/../e2e_lib.sh"
+[ -x "$build/qalibd" ] || { echo "SKIP: built without qalibd (libmicrohttpd or SQLite is missing)"; exit 0; }
+state=$tmp/daemon socket=$tmp/daemon/s
+mkdir -m 700 "$state"
+trap 'kill -KILL $(jobs -p) 2>/dev/null || true; rm -rf "$tmp"' EXIT
+
+get() { curl -sS --unix-socket "$socket" "http://q$1" "${@:2}"; }
+code() { get "$@" -o "$tmp/answer" -w '%{http_code}'; }
+# start [OPTIONS]: the daemon, ready.
+start() {
+    "$build/qalibd" --state "$state" --socket "$socket" --retry-base 0.1 --grace 5 "$@" 2>>"$tmp/qalibd.log" &
+    daemon=$!
+    for ((i = 0; i < 500; i++)); do
+        [ "$(code /readyz 2>/dev/null || true)" != 200 ] || return 0
+        kill -0 $daemon 2>/dev/null || { cat "$tmp/qalibd.log" >&2; fail "the daemon ended at its start"; }
+        sleep 0.02
+    done
+    fail "the daemon is not ready after 10 s"
+}
+stop() { kill "-$1" $daemon; wait $daemon 2>/dev/null || true; }
+state_of() { get "/v1/jobs/$1" | sed -E 's/.*"state":"([A-Z_]+)".*/\1/'; }
+# until_state ID STATE...: waits for one of them.
+until_state() {
+    for ((i = 0; i < 600; i++)); do
+        now=$(state_of "$1")
+        [[ " ${*:2} " != *" $now "* ]] || return 0
+        [[ $now != FAILED && $now != SUCCEEDED && $now != CANCELLED ]] || break # it will not become anything else
+        sleep 0.05
+    done
+    get "/v1/jobs/$1" >&2
+    tail -20 "$tmp/qalibd.log" >&2
+    fail "job $1 is $now, not ${*:2}"
+}
+client() { "$qalib" "$1" --socket "$socket" "${@:2}"; }
+worker_of() { json "$state/jobs/$1/attempt-$2/runner.json" 'j["worker"]'; }
+
+# Nothing that the daemon is linked with knows CUDA, HDF5 or linear algebra.
+! ldd "$build/qalibd" | grep -iE 'cuda|cublas|cusolver|hdf5|blas|lapack|libgomp' || fail "qalibd is linked with more than it may"
+
+# ---- the contract -----------------------------------------------------------------------------------------------------------
+"$build/make_model" "$tmp/model" --layers 2 --tokens "$tmp/tokens.h5"
+start
+scheme=W4A16-GPTQ-g128
+"$qalib" quantize -m "$tmp/model" -o "$tmp/plain" --scheme $scheme --calib "$tmp/tokens.h5" --device cpu >/dev/null 2>&1
+tests=$PWD/tests
+cd "$tmp" # paths of the client are made absolute
+"$qalib" submit --socket "$socket" -m model -o ./out/ --scheme $scheme --calib tokens.h5 --wait --json >"$tmp/submit.json" 2>"$tmp/stderr"
+holds "$tmp/submit.json" 'j["state"] == "SUCCEEDED" and j["exit_code"] == 0 and j["attempt"] == 1 and j["report"]["outputs"]["W4A16-GPTQ-g128"]["layers"]'
+same_files "$tmp/plain/$scheme" "$tmp/out/$scheme"
+get /v1/jobs >"$tmp/jobs.json"
+holds "$tmp/jobs.json" "len(j['jobs']) == 1 and j['jobs'][0]['output'] == '$tmp/out' and j['next'] is None"
+get /metrics >"$tmp/metrics"
+grep -qx 'qalib_jobs{state="SUCCEEDED"} 1' "$tmp/metrics" || fail "no metric of the job"
+get / | grep -qi '<!doctype html>' || fail "no status page"
+first=$(json "$tmp/submit.json" 'j["id"]')
+get "/v1/jobs/$first/events" >"$tmp/events.json"
+holds "$tmp/events.json" '[e["state"] for e in j["events"] if e["type"] == "state"] == ["QUEUED", "STARTING", "RUNNING", "FINALIZING", "SUCCEEDED"] and any(e["type"] == "progress" for e in j["events"]) and j["over"]'
+client logs "$first" | grep -q . || fail "no log"
+client show "$first" --json >"$tmp/show.json"
+holds "$tmp/show.json" 'j["plan"]["peak_host_bytes"] > 0 and j["spec"]["model"].startswith("/")'
+python3 "$tests/openapi.py" "$socket" "$first" "$tmp" || fail "the daemon and its document disagree"
+echo "daemon: contract"
+
+count() { get "/v1/jobs?limit=1000" | python3 -c 'import json, sys; print(len(json.load(sys.stdin)["jobs"]))'; }
+jobs_before=$(count)
+
+# ---- refusals: one line, a code, and nothing queued ---------------------------------------------------------------------------
+expect 69 "no daemon listens" "$qalib" jobs --socket "$tmp/nobody"
+expect 64 "W9" client submit -m model -o out2 --scheme W9A16-GPTQ
+expect 64 "needs data" client submit -m model -o out2 --method gptq
+expect 66 "no job" client show 01ARZ3NDEKTSV4RRFFQ69G5FAV
+expect 64 "not the id" client show ../../etc/passwd
+body() { printf '{"model": "%s", "output": "%s"%s}' "$tmp/model" "$tmp/$1" "$2"; }
+refused() { # STATUS CODE BODY
+    [ "$(code /v1/jobs -d "$3")" = "$1" ] || { cat "$tmp/answer" >&2; fail "not $1: ${3:0:200}"; }
+    holds "$tmp/answer" "j['code'] == '$2' and j['status'] == $1 and '\n' not in j['detail']"
+}
+refused 400 bad-request '{'
+refused 400 bad-request "$(body x ', "modle": 1')"
+refused 400 bad-request "$(body x ', "bits": 1e400')"
+refused 422 bad-recipe "$(body x ', "recipe": "a: &a [1]\nb: *a\n"')"
+refused 422 bad-recipe "$(body x ', "recipe": "version: 1\nbitz: 3\n"')"
+[ "$(head -c 1100000 /dev/zero | code /v1/jobs --data-binary @-)" = 413 ] || fail "a body of 1.1 MB"
+[ "$(code /v1/nothing)" = 404 ] && [ "$(code /v1/jobs -X PUT)" = 405 ] && [ "$(code '/v1/jobs?limit=0')" = 400 ] || fail "404, 405, 400"
+[ "$(code "/v1/jobs/..%2f..%2fetc")" = 404 ] || fail "a path that climbs"
+[ "$(count)" = "$jobs_before" ] || fail "something was queued"
+# What only the model can say comes from the plan, at once.
+printf 'version: 1\nmethod: rtn\nbits: 2\ngroup_size: -2\n' >"$tmp/recipe.yaml"
+expect 78 "group" client submit -m model -o out2 --recipe "$tmp/recipe.yaml"
+expect 78 "nothing is left" client submit -m model -o out2 --method rtn --bits 3 --format awq --wait
+expect 66 "nowhere" client submit -m "$tmp/nowhere" -o out2 --method rtn --wait
+
+# ---- one key, one job ------------------------------------------------------------------------------------------------------------
+for ((i = 0; i < 20; i++)); do
+    get /v1/jobs -H 'Idempotency-Key: k' -d "$(body keyed ', "method": "rtn", "group_size": 32')" >"$tmp/keyed.$i" &
+    posts[i]=$!
+done
+wait "${posts[@]}"
+[ "$(cat "$tmp"/keyed.* | grep -o '"id":"[^"]*"' | sort -u | wc -l)" = 1 ] || fail "one key made several jobs"
+[ "$(code /v1/jobs -H 'Idempotency-Key: k' -d "$(body other '')")" = 409 ] || fail "a key with another body"
+keyed=$(json "$tmp/keyed.0" 'j["id"]')
+until_state "$keyed" SUCCEEDED
+[ "$(code "/v1/jobs/$keyed" -X DELETE)" = 204 ] && [ "$(code "/v1/jobs/$keyed")" = 404 ] || fail "a job that is over can be removed"
+expect 73 "another daemon" "$build/qalibd" --state "$tmp/second" --socket "$socket" || true
+expect 73 "in use" "$build/qalibd" --state "$state" --socket "$tmp/daemon/s2"
+mkdir -m 777 "$tmp/open"; chmod 777 "$tmp/open"
+expect 77 "others may write" "$build/qalibd" --state "$tmp/second" --socket "$tmp/open/s"
+echo "daemon: refusals, keys, sockets"
+
+# ---- deaths ------------------------------------------------------------------------------------------------------------------------
+"$build/make_model" "$tmp/slow" --layers 6 --rows 64 --seqlen 128 --tokens "$tmp/slow.h5"
+job=(-m "$tmp/slow" --method gptq --bits 4 --group-size 32 --calib "$tmp/slow.h5" --threads 1)
+"$qalib" quantize "${job[@]}" -o "$tmp/whole" --device cpu >/dev/null 2>&1
+submit() { client submit "${job[@]}" -o "$tmp/$1" "${@:2}"; }
+until_layer() { # ID: at least one layer is finished
+    for ((i = 0; i < 600; i++)); do
+        ! grep -q '"done":1,' "$state/jobs/$1/events.jsonl" || return 0
+        sleep 0.02
+    done
+    fail "no layer of job $1"
+}
+
+# A worker is killed: resumed, the same bytes.
+id=$(submit killed)
+until_layer "$id"
+kill -KILL "$(worker_of "$id" 1)"
+until_state "$id" SUCCEEDED
+[ "$(get "/v1/jobs/$id" | python3 -c 'import json, sys; print(json.load(sys.stdin)["attempt"])')" = 2 ] || fail "not two attempts"
+same_files "$tmp/whole" "$tmp/killed"
+
+# The daemon is killed: its worker goes on, and the next daemon takes it over.
+id=$(submit adopted)
+until_layer "$id"
+stop KILL
+worker=$(worker_of "$id" 1)
+kill -0 "$worker" || fail "the worker died with its daemon"
+start
+until_state "$id" SUCCEEDED
+[ ! -e "$state/jobs/$id/attempt-2" ] || fail "a living worker was started again"
+same_files "$tmp/whole" "$tmp/adopted"
+
+# Daemon, runner and worker are killed, as when the machine goes down.
+id=$(submit machine)
+until_layer "$id"
+stop KILL
+kill -KILL "$(json "$state/jobs/$id/attempt-1/runner.json" 'j["pid"]')"
+start --rebuild
+until_state "$id" SUCCEEDED
+same_files "$tmp/whole" "$tmp/machine"
+
+# The daemon is told to stop: the worker finishes its layer, the next daemon goes on.
+id=$(submit stopped)
+until_layer "$id"
+stop TERM
+[ "$(json "$state/jobs/$id/job.json" 'j["state"]')" = INTERRUPTED ] || fail "not INTERRUPTED after a clean stop"
+holds "$state/jobs/$id/attempt-1/exit.json" 'j["exit_code"] == 75'
+[ ! -e "$socket" ] || fail "the socket is left behind"
+start
+until_state "$id" SUCCEEDED
+same_files "$tmp/whole" "$tmp/stopped"
+echo "daemon: kills of worker, daemon and both, and a clean stop; the same bytes"
+
+# ---- pause, cancel, retry ----------------------------------------------------------------------------------------------------------
+id=$(submit paused)
+behind=$(submit behind --priority 5)
+until_layer "$id"
+client pause "$id" "$behind" >/dev/null
+until_state "$id" PAUSED
+until_state "$behind" PAUSED
+client cancel "$behind" >/dev/null
+client cancel "$behind" >/dev/null
+until_state "$behind" CANCELLED
+client resume "$id" >/dev/null
+until_state "$id" RUNNING
+worker=$(worker_of "$id" 2 2>/dev/null || sleep 0.3; worker_of "$id" 2)
+client cancel "$id" >/dev/null
+until_state "$id" CANCELLED
+! kill -0 "$worker" 2>/dev/null || fail "the worker outlived its job"
+expect 73 "not paused" client resume "$id"
+client retry "$id" >/dev/null
+until_state "$id" SUCCEEDED
+same_files "$tmp/whole" "$tmp/paused"
+client rm "$id" "$behind" >/dev/null
+# A worker that stands still is killed and resumed.
+stop TERM
+start --hang-timeout 1
+id=$(submit hung)
+until_layer "$id"
+kill -STOP "$(worker_of "$id" 1)"
+until_state "$id" SUCCEEDED
+holds "$state/jobs/$id/attempt-1/exit.json" 'j["hung"]'
+same_files "$tmp/whole" "$tmp/hung"
+stop TERM
+echo "daemon: pause, cancel, retry, remove, a worker that hangs"
