@@ -6,7 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "calib/daemon/attempt.h"
+#include "calib/daemon/api.h"
 #include "calib/daemon/devices.h"
 #include "calib/daemon/events.h"
 #include "calib/daemon/spec.h"
@@ -469,6 +469,117 @@ static void events_survive_a_torn_line(void **state) {
     json_decref(event);
 }
 
+/* ---- the interface, without a server --------------------------------------------------------------------------------------- */
+
+static int ask(service *d, const char *method, const char *path, const char *key, const char *body, char *text,
+               size_t room) {
+    request q = {.method = method, .path = path, .key = key, .body = body, .body_size = body ? strlen(body) : 0};
+    response r;
+    api_answer(d, &q, &r);
+    snprintf(text, room, "%s", r.body ? r.body : "");
+    api_free(&r);
+    return r.status;
+}
+
+static void open_service(const char *dir, const settings *set, service *d) {
+    *d = (service){.set = set};
+    assert_ok(store_open(dir, false, &d->store));
+    assert_ok(schedule_open(set, d->store, &d->schedule));
+}
+
+static void close_service(service *d) {
+    schedule_close(d->schedule);
+    store_close(d->store);
+}
+
+static settings quiet_settings(const char *dir) {
+    return (settings){.state_dir = dir,
+                      .engine = "/bin/false",
+                      .self = "/bin/false",
+                      .gpus = "none",
+                      .live_jobs = 2,
+                      .cpu_jobs = 1,
+                      .memory_bytes = 1 << 30};
+}
+
+static void answers_have_their_status(void **state) {
+    settings set = quiet_settings(*state);
+    char text[8192], path[96], id[JOB_ID_LENGTH + 1];
+    service d;
+    open_service(*state, &set, &d);
+    assert_int_equal(ask(&d, "POST", "/v1/jobs", "a", BODY(""), text, sizeof text), 201);
+    memcpy(id, strstr(text, "\"id\":\"") + 6, JOB_ID_LENGTH);
+    id[JOB_ID_LENGTH] = 0;
+    assert_int_equal(ask(&d, "POST", "/v1/jobs", "a", BODY(""), text, sizeof text), 200);
+    assert_int_equal(ask(&d, "POST", "/v1/jobs", "a", BODY(", \"bits\": 4"), text, sizeof text), 409);
+    assert_non_null(strstr(text, "key-taken"));
+    assert_int_equal(ask(&d, "POST", "/v1/jobs", NULL, BODY(""), text, sizeof text), 409);
+    assert_non_null(strstr(text, "output-taken"));
+    assert_int_equal(ask(&d, "POST", "/v1/jobs", "b\n", BODY(""), text, sizeof text), 400);
+    assert_int_equal(ask(&d, "POST", "/v1/jobs", NULL, "{\"model\": \"/m\", \"output\": \"/p\"}", text, sizeof text),
+                     201);
+    assert_int_equal(ask(&d, "POST", "/v1/jobs", NULL, "{\"model\": \"/m\", \"output\": \"/q\"}", text, sizeof text),
+                     429);
+    snprintf(path, sizeof path, "/v1/jobs/%s/resume", id);
+    assert_int_equal(ask(&d, "POST", path, NULL, NULL, text, sizeof text), 409);
+    snprintf(path, sizeof path, "/v1/jobs/%s", id);
+    assert_int_equal(ask(&d, "DELETE", path, NULL, NULL, text, sizeof text), 409);
+    snprintf(path, sizeof path, "/v1/jobs/%s/pause", id);
+    assert_int_equal(ask(&d, "POST", path, NULL, NULL, text, sizeof text), 200);
+    snprintf(path, sizeof path, "/v1/jobs/%s/cancel", id);
+    for (int i = 0; i < 2; i++) assert_int_equal(ask(&d, "POST", path, NULL, NULL, text, sizeof text), 200);
+    snprintf(path, sizeof path, "/v1/jobs/%s", id);
+    assert_int_equal(ask(&d, "DELETE", path, NULL, NULL, text, sizeof text), 204);
+    assert_int_equal(ask(&d, "GET", path, NULL, NULL, text, sizeof text), 404);
+    assert_int_equal(ask(&d, "GET", "/v1/jobs/", NULL, NULL, text, sizeof text), 404);
+    assert_int_equal(ask(&d, "GET", "/V1/jobs", NULL, NULL, text, sizeof text), 404);
+    assert_int_equal(ask(&d, "PATCH", "/v1/jobs", NULL, NULL, text, sizeof text), 405);
+    assert_int_equal(ask(&d, "HEAD", "/healthz", NULL, NULL, text, sizeof text), 200);
+    d.stopping = true;
+    assert_int_equal(ask(&d, "GET", "/readyz", NULL, NULL, text, sizeof text), 503);
+    assert_int_equal(ask(&d, "POST", "/v1/jobs", NULL, BODY(""), text, sizeof text), 503);
+    close_service(&d);
+}
+
+#ifdef QL_FAULTS
+/* Memory that is refused once, at any place of any request: an answer, no crash, no half job, and the next request is fine. */
+static void memory_that_fails_in_a_request(void **state) {
+    static const struct {
+        const char *method, *path, *body;
+    } calls[] = {{"POST", "/v1/jobs", "{\"model\": \"/m\", \"output\": \"/p\", \"recipe\": \"version: 1\\n\"}"},
+                 {"GET", "/v1/jobs", NULL},
+                 {"GET", "/v1/jobs/{id}", NULL},
+                 {"GET", "/v1/jobs/{id}/events", NULL},
+                 {"GET", "/v1/jobs/{id}/log", NULL},
+                 {"GET", "/v1/jobs/{id}/report", NULL},
+                 {"POST", "/v1/jobs/{id}/pause", NULL},
+                 {"GET", "/metrics", NULL},
+                 {"GET", "/v1/openapi.json", NULL}};
+    settings set = quiet_settings(*state);
+    char text[65536], path[96], id[JOB_ID_LENGTH + 1], fault[32];
+    service d;
+    open_service(*state, &set, &d);
+    assert_int_equal(ask(&d, "POST", "/v1/jobs", "k", BODY(""), text, sizeof text), 201);
+    memcpy(id, strstr(text, "\"id\":\"") + 6, JOB_ID_LENGTH);
+    id[JOB_ID_LENGTH] = 0;
+    for (size_t c = 0; c < sizeof calls / sizeof calls[0]; c++)
+        for (int n = 1, status = 503; status >= 500 && n < 2000; n++) {
+            const char *hole = strstr(calls[c].path, "{id}");
+            snprintf(path, sizeof path, "%s", calls[c].path);
+            if (hole) snprintf(path, sizeof path, "/v1/jobs/%s%s", id, hole + 4);
+            snprintf(fault, sizeof fault, "malloc:%d:once", n);
+            ql_fault_set(fault);
+            status = ask(&d, calls[c].method, path, c == 0 ? "m" : NULL, calls[c].body, text, sizeof text);
+            bool passed = ql_fault_passages() < n;
+            ql_fault_set(NULL);
+            if (!passed && status < 400) status = 599; /* it did without; go on */
+            if (status >= 600 || (status < 500 && !passed && status != 404)) fail_msg("%s: %d: %s", path, status, text);
+        }
+    assert_int_equal(jobs_in(d.store, JOB_STATE_COUNT), 2);
+    close_service(&d);
+}
+#endif
+
 /* ---- logs and devices ----------------------------------------------------------------------------------------------------- */
 
 /* Byte i of the log is its position modulo 251: whatever is read shows where it comes from. */
@@ -576,6 +687,10 @@ int main(void) {
 #endif
         cmocka_unit_test(ids_grow_whatever_the_clock_says),
         scratch_test(events_survive_a_torn_line),
+        scratch_test(answers_have_their_status),
+#ifdef QL_FAULTS
+        scratch_test(memory_that_fails_in_a_request),
+#endif
         scratch_test(a_log_keeps_its_head_and_its_tail),
         scratch_test(ends_are_read_back),
         cmocka_unit_test(gpus_go_by_number_and_by_name),

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "calib/daemon/events.h"
@@ -15,7 +16,7 @@
 #include "host/file.h"
 #include "host/log.h"
 
-enum { RECORD_MOST = 4 << 20, PATH_SIZE = 4096, DIR_MOST = PATH_SIZE - 128 };
+enum { RECORD_MOST = 4 << 20, PATH_SIZE = 4096, DIR_MOST = PATH_SIZE - 128, LOCK_TRIES = 30 };
 
 struct store {
     char dir[DIR_MOST];
@@ -213,6 +214,18 @@ static ql_status open_index(store *s, bool rebuild) {
     return follow(s);
 }
 
+/* A child that a daemon was starting when it was killed holds its lock until it becomes another program: a moment, but on a busy
+ * machine a long one. */
+static ql_status take_lock(const char *path, int *fd) {
+    const struct timespec moment = {.tv_nsec = 100000000};
+    ql_status status = lock_take(path, fd);
+    for (int i = 0; i < LOCK_TRIES && status == QL_DISK; i++) {
+        nanosleep(&moment, NULL);
+        status = lock_take(path, fd);
+    }
+    return status;
+}
+
 ql_status store_open(const char *dir, bool rebuild, store **out) {
     char path[PATH_SIZE];
     *out = NULL;
@@ -224,7 +237,7 @@ ql_status store_open(const char *dir, bool rebuild, store **out) {
     path_of(s, path, "lock", "", "");
     ql_status status = ql_dir_make(dir);
     if (status == QL_OK) status = check_local(dir);
-    if (status == QL_OK) status = lock_take(path, &s->lock);
+    if (status == QL_OK) status = take_lock(path, &s->lock);
     if (status == QL_OK) status = make_folders(s);
     if (status == QL_OK) status = open_index(s, rebuild);
     if (status == QL_OK) status = index_last_id(s->index, s->last_id);

@@ -194,3 +194,6 @@ holds "$state/jobs/$id/attempt-1/exit.json" 'j["hung"]'
 same_files "$tmp/whole" "$tmp/hung"
 stop TERM
 echo "daemon: pause, cancel, retry, remove, a worker that hangs"
+
+# ---- the daemon is killed again and again under load: 10 times, in the full tier 500 ------------------------------------------------
+QALIB_BUILD=$build "$tests/daemon_chaos.py"
