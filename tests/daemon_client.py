@@ -1,4 +1,5 @@
 """What the load and chaos scripts share: a daemon as a child, and requests to it."""
+import atexit
 import json
 import os
 import pathlib
@@ -41,7 +42,8 @@ class Daemon:
         begin = time.monotonic()
         command = [BUILD / "qalibd", "--state", self.state, "--socket", self.socket, "--engine", TESTS / "fake_engine.sh"]
         with open(self.root / "log", "ab") as log:
-            self.process = subprocess.Popen([*command, "--gpus", "none", *self.options], stderr=log, env=self.environment)
+            self.process = subprocess.Popen([*command, "--gpus", "none", *self.options], stdout=log, stderr=log, env=self.environment)
+        atexit.register(self.process.kill) # also when a check fails
         while True:
             try:
                 if request(self.socket, "GET", "/readyz")[0] == 200:

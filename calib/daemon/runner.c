@@ -16,6 +16,7 @@
 
 #include "calib/daemon/events.h"
 #include "calib/daemon/job.h"
+#include "calib/daemon/losses.h"
 #include "formats/json.h"
 #include "host/file.h"
 #include "host/log.h"
@@ -39,6 +40,7 @@ typedef struct runner {
     int status; /* of wait */
     bool ended;
     attempt_exit result;
+    losses losses;
 } runner;
 
 static double now_s(void) {
@@ -115,6 +117,7 @@ static void take_progress(runner *r, json_t *line) {
 static void tell_progress(runner *r, bool now) {
     if (!r->progress || (!now && now_s() - r->told < 0.1)) return;
     events_append(r->events, r->progress);
+    losses_tell(&r->losses, r->events);
     json_decref(r->progress);
     r->progress = NULL;
     r->told = now_s();
@@ -225,8 +228,9 @@ static void take_signal(runner *r) {
     struct signalfd_siginfo info;
     while (read(r->signals, &info, sizeof info) == (ssize_t)sizeof info) {
         if (info.ssi_signo == SIGCHLD) {
-            for (pid_t pid; (pid = waitpid(-1, &r->status, WNOHANG)) > 0;)
-                if (pid == r->worker) r->ended = true;
+            int status; /* also of what the worker left to us */
+            for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+                if (pid == r->worker) r->ended = true, r->status = status;
         } else { /* to the worker alone: it stops its children itself */
             double patience = info.ssi_signo == SIGUSR1 ? r->set.layer_s : r->set.grace_s;
             double until = now_s() + patience;
@@ -293,6 +297,7 @@ static ql_status run(runner *r, char *const argv[]) {
     if (ql_file_create(report, 0, &r->report) != QL_OK) r->report = NULL;
     r->oom_kills = count_oom_kills();
     r->started = r->seen_alive = now_s();
+    losses_open(&r->losses, argv);
     QL_TRY(start_worker(r, argv));
     write_pids(r);
     watch(r);

@@ -39,6 +39,18 @@ worker_of() { json "$state/jobs/$1/attempt-$2/runner.json" 'j["worker"]'; }
 # Nothing that the daemon is linked with knows CUDA, HDF5 or linear algebra.
 ! ldd "$build/qalibd" | grep -iE 'cuda|cublas|cusolver|hdf5|blas|lapack|libgomp' || fail "qalibd is linked with more than it may"
 
+# The unit leaves little open (2.0 of 10), and says nothing that systemd does not know.
+if command -v systemd-analyze >/dev/null; then
+    mkdir "$tmp/units"
+    sed "s#^ExecStart=[^ ]*#ExecStart=$build/qalibd#" "$build/qalibd.service" >"$tmp/units/qalibd.service"
+    cp cmake/qalibd.socket "$tmp/units"
+    systemd-analyze security --offline=yes --threshold=20 "$tmp/units/qalibd.service" >"$tmp/security" || { cat "$tmp/security"; fail "the unit is too open"; }
+    tail -1 "$tmp/security"
+    ! systemd-analyze verify --man=no "$tmp/units/qalibd.service" 2>&1 | grep -E 'qalibd\.(service|socket)' || fail "systemd does not understand the unit"
+else
+    echo "SKIP: units: no systemd-analyze"
+fi
+
 # ---- the contract -----------------------------------------------------------------------------------------------------------
 "$build/make_model" "$tmp/model" --layers 2 --tokens "$tmp/tokens.h5"
 start
@@ -57,6 +69,7 @@ get / | grep -qi '<!doctype html>' || fail "no status page"
 first=$(json "$tmp/submit.json" 'j["id"]')
 get "/v1/jobs/$first/events" >"$tmp/events.json"
 holds "$tmp/events.json" '[e["state"] for e in j["events"] if e["type"] == "state"] == ["QUEUED", "STARTING", "RUNNING", "FINALIZING", "SUCCEEDED"] and any(e["type"] == "progress" for e in j["events"]) and j["over"]'
+holds "$tmp/events.json" '[e["layer"] for e in j["events"] if e["type"] == "layer"] == [0, 1] and all(0 < e["relative_error"] < 1 and 0 < e["loss_over_rtn"] <= 1.5 and e["scheme"] == "W4A16-GPTQ-g128" for e in j["events"] if e["type"] == "layer")'
 client logs "$first" | grep -q . || fail "no log"
 client show "$first" --json >"$tmp/show.json"
 holds "$tmp/show.json" 'j["plan"]["peak_host_bytes"] > 0 and j["spec"]["model"].startswith("/")'
