@@ -3,6 +3,7 @@
  * A number format here is a struct of what the product kernel (codes_kernel.cuh) needs of it:
  *   part, sum        what the tensor core adds up; what the partial sums of groups are added up in, after their scale
  *   X_BYTES          of one input: one product takes 32 bytes of a row of x
+ *   KIND             of wgmma, for halves
  *   offset(zero)     a word that stands for a zero point in fragment()
  *   fragment(...)    A operand of product `step` of a tile: rows lane / 4 and + 8 have their own zero points
  */
@@ -10,7 +11,7 @@
 #define CUDA_CODES_CUH
 
 #include "cuda/device.cuh"
-#include "cuda/ptx.cuh"
+#include "cuda/operand.cuh"
 #include "host/tiles.h"
 
 /* Pair `pair` of a unit, each code in the low bits of a half of MAGIC, a power of two whose last place is 1: MAGIC + code. */
@@ -29,6 +30,7 @@ template <uint32_t MAGIC> static __device__ __forceinline__ uint32_t raised_3(co
 template <int BITS_> struct f16_codes {
     typedef float part, sum;
     enum { BITS = BITS_, X_BYTES = 2 };
+    static constexpr wgmma_kind KIND = F16_F16;
     static constexpr uint32_t MAGIC = 0x64006400u, ONE = 0x3c003c00u; /* 1024, 1 */
 
     static __device__ __forceinline__ uint32_t offset(int zero) {
@@ -50,6 +52,7 @@ template <int BITS_> struct f16_codes {
 template <int BITS_> struct bf16_codes {
     typedef float part, sum;
     enum { BITS = BITS_, X_BYTES = 2 };
+    static constexpr wgmma_kind KIND = BF16_BF16;
     static constexpr uint32_t MAGIC = 0x43004300u, ONE = 0x3f803f80u; /* 128, 1 */
 
     static __device__ __forceinline__ uint32_t offset(int zero) {

@@ -140,16 +140,20 @@ static __device__ __forceinline__ void copy_pieces(unsigned char *stage, int cou
     }
 }
 
-/* The same with bulk copies, begun by the lanes of one warp.  Returns the bytes of this lane. */
+/* The same with bulk copies, begun by the lanes of one warp. */
 template <class Piece>
-static __device__ __forceinline__ unsigned bulk_pieces(unsigned char *stage, int count, uint64_t policy,
-                                                       uint64_t *barrier, Piece piece) {
-    unsigned bytes = 0;
+static __device__ __forceinline__ void bulk_pieces(unsigned char *stage, int count, uint64_t policy, uint64_t *barrier,
+                                                   Piece piece) {
     for (int i = (int)threadIdx.x; i < count; i += WARP) {
         codes_piece all = piece(i);
         if (all.bytes) ptx_bulk_copy(stage + all.to, all.from, (unsigned)all.bytes, barrier, policy);
-        bytes += (unsigned)all.bytes;
     }
+}
+
+/* Bytes that this lane will copy. */
+template <class Piece> static __device__ __forceinline__ unsigned piece_bytes(int count, Piece piece) {
+    unsigned bytes = 0;
+    for (int i = (int)threadIdx.x; i < count; i += WARP) bytes += (unsigned)piece(i).bytes;
     return bytes;
 }
 
@@ -166,11 +170,13 @@ static __device__ __forceinline__ void copy_step(const codes_job &job, codes_ste
     auto scale = [&](int g) { return piece_of_group<Shape>(job, at, job.packed.scale, memory::SCALE, 2, g); };
     auto zero = [&](int g) { return piece_of_group<Shape>(job, at, job.packed.zero, memory::ZERO, 1, g); };
     if (BULK) {
-        unsigned bytes = bulk_pieces(stage, Shape::ROW_TILES, codes_policy, barrier, codes);
-        bytes += bulk_pieces(stage, Shape::TOKENS, keep, barrier, x);
-        bytes += bulk_pieces(stage, scales, keep, barrier, scale);
-        bytes += bulk_pieces(stage, zeros, keep, barrier, zero);
-        ptx_barrier_expect(barrier, bytes);
+        /* The bytes are announced before they can arrive: the count of a phase never goes below zero. */
+        ptx_barrier_expect(barrier, piece_bytes(Shape::ROW_TILES, codes) + piece_bytes(Shape::TOKENS, x) +
+                                        piece_bytes(scales, scale) + piece_bytes(zeros, zero));
+        bulk_pieces(stage, Shape::ROW_TILES, codes_policy, barrier, codes);
+        bulk_pieces(stage, Shape::TOKENS, keep, barrier, x);
+        bulk_pieces(stage, scales, keep, barrier, scale);
+        bulk_pieces(stage, zeros, keep, barrier, zero);
     } else {
         enum { T = Shape::THREADS };
         copy_pieces<T, Shape::K_WARPS * memory::TILE>(stage, Shape::ROW_TILES, codes_policy, codes);
@@ -547,25 +553,31 @@ static ql_status launch_codes(const codes_job *job, bool bulk, cudaStream_t stre
     return QL_OK;
 }
 
-/* Fills the job and arranges x if need be. */
-template <class Shape>
-static ql_status begin_codes(const ql_plan *plan, const ql_arguments *arguments, void *workspace, cudaStream_t stream,
-                             codes_job *job) {
+/* Fills the job, but for who computes what, and arranges x if need be. */
+static inline ql_status arrange_codes(const ql_plan *plan, const ql_arguments *arguments, void *workspace,
+                                      cudaStream_t stream, codes_job *job) {
     enum { THREADS = 256 };
     const ql_product *p = &plan->product;
-    const int64_t m = arguments->x.rows, m_tiles = ql_ceil_div(m, Shape::TOKENS);
+    const int64_t m = arguments->x.rows, group = plan->packed.group;
     const size_t x_bytes = codes_x_bytes(p);
-    *job = {*p,     plan->packed, *arguments, (const char *)arguments->x.data, (int64_t)(arguments->x.ld * x_bytes),
-            m_tiles};
-    int64_t group = plan->packed.group;
+    *job = {*p, plan->packed, *arguments, (const char *)arguments->x.data, (int64_t)(arguments->x.ld * x_bytes)};
     job->group_shift = group == 32 ? 5 : group == 64 ? 6 : group == 128 ? 7 : 31;
-    job->split = ql_split_of(ql_ceil_div(p->n, Shape::ROWS) * m_tiles, ql_ceil_div(p->k, Shape::DEPTH), plan->workers,
-                             p->repeat == QL_ANY_BATCH && p->m_max > Shape::TOKENS);
     job->parts = (char *)workspace + codes_arranged_bytes(p, m);
     if (!codes_arranges_x(p)) return QL_OK;
     job->x = (const char *)workspace;
     job->x_pitch = (int64_t)(p->k * x_bytes);
     LAUNCH_ON(stream, arrange_x_kernel, m, THREADS, *job, (char *)workspace);
+    return QL_OK;
+}
+
+template <class Shape>
+static ql_status begin_codes(const ql_plan *plan, const ql_arguments *arguments, void *workspace, cudaStream_t stream,
+                             codes_job *job) {
+    const ql_product *p = &plan->product;
+    QL_TRY(arrange_codes(plan, arguments, workspace, stream, job));
+    job->m_tiles = ql_ceil_div(arguments->x.rows, Shape::TOKENS);
+    job->split = ql_split_of(ql_ceil_div(p->n, Shape::ROWS) * job->m_tiles, ql_ceil_div(p->k, Shape::DEPTH),
+                             plan->workers, p->repeat == QL_ANY_BATCH && p->m_max > Shape::TOKENS);
     return QL_OK;
 }
 

@@ -13,8 +13,12 @@ static const struct {
     {ql_fp8_kernels, QL_FP8_KERNELS},
     {ql_int8_kernels, QL_INT8_KERNELS},
     {&ql_codes_dense, 1},
-    {ql_w3a16_kernels, QL_W3A16_KERNELS},
-    {ql_w4a16_kernels, QL_W4A16_KERNELS},
+    {ql_w3a16_kernels, 1}, /* up to 16 tokens */
+    {&ql_w3a16_sm90, 1},
+    {ql_w3a16_kernels + 1, QL_W3A16_KERNELS - 1},
+    {ql_w4a16_kernels, 3}, /* up to 32 tokens */
+    {ql_w4a16_sm90_kernels, QL_WIDE_KERNELS},
+    {ql_w4a16_kernels + 3, QL_W4A16_KERNELS - 3},
     {ql_w4a8_kernels, QL_W4A8_KERNELS},
     {&ql_product_any, 1},
 };

@@ -7,14 +7,16 @@
 
 extern "C" {
 enum { QL_FP8_KERNELS = 13, QL_INT8_KERNELS = 6, QL_W3A16_KERNELS = 2, QL_W4A16_KERNELS = 5, QL_W4A8_KERNELS = 3 };
+enum { QL_WIDE_KERNELS = 2 };
 extern const ql_kernel ql_fp8_kernels[QL_FP8_KERNELS];
 extern const ql_kernel ql_int8_kernels[QL_INT8_KERNELS];
-extern const ql_kernel ql_w3a16_kernels[QL_W3A16_KERNELS]; /* codes of 2, 3 or 8 bits times halves */
-extern const ql_kernel ql_w4a16_kernels[QL_W4A16_KERNELS]; /* codes of 4 bits times halves or E4M3 */
-extern const ql_kernel ql_w4a8_kernels[QL_W4A8_KERNELS];   /* codes of 4 bits times I8 */
-extern const ql_kernel ql_codes_dense;                     /* codes times 1024 tokens and more, where FAST allows it */
-extern const ql_kernel ql_product_dense;                   /* through cuBLASLt */
-extern const ql_kernel ql_product_any;                     /* every product, on every GPU, slowly */
+extern const ql_kernel ql_w3a16_kernels[QL_W3A16_KERNELS];                    /* codes of 2, 3 or 8 bits times halves */
+extern const ql_kernel ql_w4a16_kernels[QL_W4A16_KERNELS];                    /* codes of 4 bits times halves or E4M3 */
+extern const ql_kernel ql_w3a16_sm90, ql_w4a16_sm90_kernels[QL_WIDE_KERNELS]; /* the same on Hopper, for many tokens */
+extern const ql_kernel ql_w4a8_kernels[QL_W4A8_KERNELS];                      /* codes of 4 bits times I8 */
+extern const ql_kernel ql_codes_dense;   /* codes times 1024 tokens and more, where FAST allows it */
+extern const ql_kernel ql_product_dense; /* through cuBLASLt */
+extern const ql_kernel ql_product_any;   /* every product, on every GPU, slowly */
 }
 
 /* An address within a packed weight. */

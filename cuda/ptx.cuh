@@ -75,6 +75,12 @@ PTX void ptx_barrier_wait(uint64_t *barrier, unsigned parity) {
 }
 
 /* Begun by one thread: `bytes`, a multiple of 16, between 16-byte aligned ends; they count as they arrive. */
+PTX void ptx_bulk_copy(void *to, const void *from, unsigned bytes, uint64_t *barrier) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(ptx_shared(to)),
+        "l"(from), "r"(bytes), "r"(ptx_shared(barrier))
+        : "memory");
+}
 PTX void ptx_bulk_copy(void *to, const void *from, unsigned bytes, uint64_t *barrier, uint64_t policy) {
     asm volatile(
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::

@@ -26,7 +26,11 @@ PTX void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "m
 PTX void hold(float &d) { asm volatile("" : "+f"(d)::"memory"); }
 PTX void hold(int32_t &d) { asm volatile("" : "+r"(d)::"memory"); }
 
-/* Returns when at most PENDING groups are unfinished.  `d` passes through, so that the compiler reads none of it earlier. */
+/* Returns when at most PENDING groups are unfinished; their sums are still being written. */
+template <int PENDING> PTX void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+/* The same for the last one.  `d` passes through, so that the compiler reads none of it earlier. */
 template <int PENDING, typename T, int COUNT> PTX void wgmma_wait(T (&d)[COUNT]) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 #pragma unroll
@@ -89,6 +93,21 @@ WGMMA_SIZE(16, 8, 9, 10)
 WGMMA_SIZE(64, 32, 33, 34)
 WGMMA_SIZE(128, 64, 65, 66)
 WGMMA_SIZE(256, 128, 129, 130)
+
+/* The left operand from registers: a[i], i = 0 .. 3, has rows and columns of ql_group_left_row and _col (host/schedule.h), the lower
+ * column in the lower half.  Until a wait the registers belong to the product. */
+#define WGMMA_HELD(N, A0, A1, A2, A3, B, P, TYPE)                                                                      \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #P ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE     \
+                 " {" WGMMA_REGS_##N "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, 0; }"             \
+                 : WGMMA_OUT_##N("+f")                                                                                 \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add))
+#define WGMMA_HELD_SIZE(N, ...)                                                                                        \
+    template <wgmma_kind KIND> PTX void wgmma(float(&d)[N / 2], const uint32_t(&a)[4], uint64_t b, bool add) {         \
+        if constexpr (KIND == BF16_BF16) WGMMA_HELD(N, __VA_ARGS__, "bf16.bf16");                                      \
+        if constexpr (KIND == F16_F16) WGMMA_HELD(N, __VA_ARGS__, "f16.f16");                                          \
+    }
+WGMMA_HELD_SIZE(64, 32, 33, 34, 35, 36, 37)
+WGMMA_HELD_SIZE(128, 64, 65, 66, 67, 68, 69)
 
 /* ---- tensor maps ------------------------------------------------------------------------------------------------------------ */
 

@@ -2,6 +2,9 @@
 #include "tests/product.h"
 
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "tests/ref.h"
 
@@ -20,11 +23,47 @@ static void assert_kernel(backend *b, ql_product p, int64_t m, const char *name)
     ql_plan_free(plan);
 }
 
+/* The emulated GPU becomes another one, and again what the environment said; a real one stays what it is. */
+static void set_arch(const char *arch) { setenv("QALIB_EMULATED_ARCH", arch, 1); }
+static const char *given_arch(void) {
+    static char given[8];
+    const char *arch = getenv("QALIB_EMULATED_ARCH");
+    if (!*given) snprintf(given, sizeof given, "%s", arch ? arch : "80");
+    return given;
+}
+
+static int is_hopper(backend *b) {
+    ql_product p = w4a16(64, 64, 64);
+    ql_plan *plan = make_plan(b->ctx, &p);
+    int found = strstr(ql_plan_describe(plan, 300), "sm90") != NULL;
+    ql_plan_free(plan);
+    return found;
+}
+
+/* More tokens than 32 (16 for other widths than 4) are for wgmma there. */
+static void kernels_of_hopper(void **state) {
+    backend *b = *state;
+    if (is_cpu(b) || !is_hopper(b)) {
+        print_message("skip: not Hopper\n");
+        skip();
+    }
+    ql_product p = w4a16(64, 64, 64), wide = p, any = p;
+    wide.bits = 3, any.repeat = QL_ANY_BATCH;
+    assert_kernel(b, p, 8, "w4a16.8");
+    assert_kernel(b, p, 32, "w4a16.32");
+    assert_kernel(b, p, 33, "w4a16.64.sm90");
+    assert_kernel(b, p, 64, "w4a16.64.sm90");
+    assert_kernel(b, p, 65, "w4a16.128.sm90");
+    assert_kernel(b, wide, 16, "w3a16.16");
+    assert_kernel(b, wide, 17, "w3a16.128.sm90");
+    assert_kernel(b, any, 1, "w4a16.128.sm90");
+}
+
 /* The smallest shape that takes all tokens at once; one kernel for every batch where bits must not depend on it. */
 static void kernels_by_tokens(void **state) {
     backend *b = *state;
-    if (is_cpu(b)) {
-        print_message("skip: the CPU has one kernel\n");
+    if (is_cpu(b) || is_hopper(b)) {
+        print_message("skip: the CPU has one kernel, Hopper its own\n");
         skip();
     }
     ql_product p = w4a16(64, 64, 64), wide = p, bytes = w4a8(64, 64, 64);
@@ -99,9 +138,45 @@ static void deep_and_wide(void **state) {
 static void stages_lap_after_lap(void **state) {
     const char *const arch[] = {"80", "90"};
     for (int i = 0; i < 4; i++) {
-        setenv("QALIB_EMULATED_ARCH", arch[i % 2], 1); /* 12 tiles of 5 steps for 5 blocks */
+        set_arch(arch[i % 2]); /* 12 tiles of 5 steps for 5 blocks */
         check_product(*state, i < 2 ? w4a16(705, 1280, 128) : w4a8(705, 1280, 64), i < 2 ? 3 : 12);
-        unsetenv("QALIB_EMULATED_ARCH");
+        set_arch(given_arch());
+    }
+}
+
+/* Tiles of 256 outputs x 64 or 128 tokens, more of them than the emulated GPU has processors: some are dealt out whole and some by
+ * steps; every tail, and two groups within 64 inputs. */
+static void wide_tiles(void **state) {
+    const struct {
+        int64_t n, k, group, m;
+    } cases[] = {{600, 352, 32, 40},  {600, 352, 128, 200}, {300, 96, 32, 300},  {70, 1088, 64, 34},
+                 {257, 224, 224, 65}, {1030, 64, 32, 129},  {64, 1184, 32, 100}, {1300, 32, 32, 33}};
+    for (int i = 0; i < 8; i++) {
+        ql_product p = w4a16(cases[i].n, cases[i].k, cases[i].group);
+        const ql_dtype results[] = {QL_F32, QL_F16, QL_BF16};
+        p.x = i % 2 ? QL_F16 : QL_BF16, p.y = results[i % 3], p.scale = i % 4 ? QL_BF16 : QL_F16;
+        p.zero_points = i % 3 < 2, p.ordered = i == 5, p.bias = i % 3 == 1, p.repeat = i == 4 ? QL_ANY_BATCH : 0;
+        check_product(*state, p, cases[i].m);
+    }
+    for (int i = 0; i < 6; i++) {
+        const int widths[] = {2, 3, 8};
+        ql_product p = w4a16(300, 160, i % 2 ? 32 : 64);
+        p.bits = widths[i % 3], p.x = i / 3 ? QL_F16 : QL_BF16, p.zero_points = i % 2;
+        check_product(*state, p, i == 5 ? 130 : 20);
+    }
+}
+
+/* A row of x has the same bits alone and among others. */
+static void rows_alone_and_in_batches(void **state) {
+    backend *b = *state;
+    ql_product p = w4a16(300, 352, 32);
+    p.repeat = QL_ANY_BATCH;
+    operands o = make_operands(b, p, 150);
+    ql_mat all = run_product(b, &o);
+    for (int64_t r = 0; r < o.m; r += 49) {
+        operands one = o;
+        one.m = 1, one.x = ql_rows(o.x, r, 1), one.exact_x = ql_rows(o.exact_x, r, 1);
+        assert_same_bits(run_product(b, &one), ql_rows(all, r, 1));
     }
 }
 
@@ -132,7 +207,7 @@ static void rounded_weights_where_allowed(void **state) {
         if (!is_cpu(b)) assert_kernel(b, p, m, "codes.cublaslt");
         assert_close(run_product(b, &o), truth_of(b, &o), p.x == QL_F16 ? 0x1p-12 : 0x1p-9);
         p.accumulate = QL_PROMOTE;
-        if (!is_cpu(b)) assert_kernel(b, p, m, "w4a16.128");
+        if (!is_cpu(b)) assert_kernel(b, p, m, is_hopper(b) ? "w4a16.128.sm90" : "w4a16.128");
     }
 }
 
@@ -190,13 +265,13 @@ static void assert_repeats(backend *b, ql_product p, int64_t m) {
     ql_mat first = result_of(b, a.y);
     ql_plan_free(plan);
     for (int i = 1; i < 20; i++) assert_again(b, &o, packed, first);
-    /* Of the emulated GPU: the last block first, and the way of copying of another architecture. */
+    /* Of the emulated GPU: the last block first, and the way of copying of another architecture (for many tokens that has another kernel). */
     setenv("QALIB_EMULATED_BLOCKS", "reversed", 1);
     assert_again(b, &o, packed, first);
     unsetenv("QALIB_EMULATED_BLOCKS");
-    setenv("QALIB_EMULATED_ARCH", "90", 1);
-    assert_again(b, &o, packed, first);
-    unsetenv("QALIB_EMULATED_ARCH");
+    set_arch("90");
+    if (p.x == QL_I8 || m <= 32) assert_again(b, &o, packed, first);
+    set_arch(given_arch());
 }
 
 static void twenty_repeats_in_any_order(void **state) {
@@ -209,19 +284,15 @@ static void twenty_repeats_in_any_order(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(kernels_by_tokens),
-        cmocka_unit_test(tokens_and_groups),
-        cmocka_unit_test(other_widths),
-        cmocka_unit_test(every_tail_of_k),
-        cmocka_unit_test(more_groups_than_inputs_per_group),
-        cmocka_unit_test(deep_and_wide),
-        cmocka_unit_test(stages_lap_after_lap),
-        cmocka_unit_test(outlying_inputs),
-        cmocka_unit_test(rounded_weights_where_allowed),
-        cmocka_unit_test(bytes_and_groups),
-        cmocka_unit_test(bytes_sum_exactly),
-        cmocka_unit_test(f8_inputs),
-        cmocka_unit_test(twenty_repeats_in_any_order),
+        cmocka_unit_test(kernels_by_tokens), cmocka_unit_test(kernels_of_hopper),
+        cmocka_unit_test(tokens_and_groups), cmocka_unit_test(other_widths),
+        cmocka_unit_test(every_tail_of_k),   cmocka_unit_test(more_groups_than_inputs_per_group),
+        cmocka_unit_test(deep_and_wide),     cmocka_unit_test(stages_lap_after_lap),
+        cmocka_unit_test(wide_tiles),        cmocka_unit_test(rows_alone_and_in_batches),
+        cmocka_unit_test(outlying_inputs),   cmocka_unit_test(rounded_weights_where_allowed),
+        cmocka_unit_test(bytes_and_groups),  cmocka_unit_test(bytes_sum_exactly),
+        cmocka_unit_test(f8_inputs),         cmocka_unit_test(twenty_repeats_in_any_order),
     };
+    given_arch(); /* remembered before it changes */
     return run_on_backends(tests);
 }

@@ -140,6 +140,75 @@ static void products_of_every_kind(void **) {
     check_product<BF16_BF16_T, 256, float>();
 }
 
+/* ---- left operands in registers ------------------------------------------------------------------------------------------------------ */
+
+/* Two products of 16 of K: the words of thread t for product p are left[(2 t + p) * 4 ..]. */
+template <wgmma_kind KIND, int N>
+static __global__ void held_kernel(const unsigned char *tiles, const uint32_t *left, float *sums) {
+#if HOPPER
+    DYNAMIC_SHARED(shared);
+    for (int i = (int)threadIdx.x; i < TILE_B; i += GROUP) shared[i] = tiles[i];
+    ptx_fence_async();
+    __syncthreads();
+    uint32_t a[2][4];
+    float d[N / 2];
+    for (int i = 0; i < 8; i++) a[i / 4][i % 4] = left[(2 * threadIdx.x + i / 4) * 4 + i % 4];
+    for (int i = 0; i < N / 2; i++) d[i] = 7; /* not added to */
+    wgmma_fence();
+    wgmma<KIND>(d, a[0], swizzled_rows(shared, 32), false);
+    wgmma<KIND>(d, a[1], swizzled_rows(shared, 96), true);
+    wgmma_commit();
+    wgmma_wait<0>(d);
+    for (int i = 0; i < N / 2; i++) sums[i * GROUP + threadIdx.x] = d[i];
+#endif
+}
+
+template <wgmma_kind KIND, int N> static void check_held() {
+    static unsigned char tiles[TILE_B];
+    static uint32_t left[GROUP * 8];
+    static float sums[MOST_N / 2 * GROUP];
+    double value, a[64][32], b[N][64];
+    memset(tiles, 0xff, sizeof tiles);
+    for (int row = 0; row < N; row++)
+        for (int k = 0; k < 64; k++) {
+            uint32_t bits = element_of(KIND, false, row, k, &b[row][k]);
+            memcpy(tiles + place_of(row, k, 2, false), &bits, 2);
+        }
+    /* "Register Fragments for wgmma.mma_async.m64nNk16", A. */
+    for (int t = 0; t < GROUP; t++)
+        for (int i = 0; i < 16; i++) {
+            int row = 16 * (t >> 5) + (t % 32 >> 2) + (i / 2 % 2 ? 8 : 0),
+                k = i / 8 * 16 + (t % 4) * 2 + (i & 1) + (i % 8 >= 4 ? 8 : 0);
+            uint32_t bits = element_of(KIND, true, row, k, &value);
+            a[row][k] = value;
+            left[t * 8 + i / 2] = i % 2 ? left[t * 8 + i / 2] | bits << 16 : bits;
+        }
+    unsigned char *device = on_device(tiles, sizeof tiles);
+    uint32_t *words = on_device(left, GROUP * 8);
+    float *result = on_device(sums, MOST_N / 2 * GROUP);
+    auto kernel = held_kernel<KIND, N>;
+    RUN(kernel, GROUP, TILE_B, device, words, result);
+    take_back(result, sums, N / 2 * GROUP);
+    cudaFree(device), cudaFree(words);
+    for (int thread = 0; thread < GROUP; thread++)
+        for (int i = 0; i < N / 2; i++) {
+            int row = 16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2 % 2),
+                column = 8 * (i / 4) + 2 * (thread % 4) + i % 2;
+            double sum = 0;
+            for (int k = 0; k < 32; k++) sum += a[row][k] * b[column][k / 16 * 32 + 16 + k % 16];
+            if (sums[i * GROUP + thread] != sum)
+                fail_msg("kind %d, N %d, (%d, %d): %g, expected %g", (int)KIND, N, row, column,
+                         (double)sums[i * GROUP + thread], sum);
+        }
+}
+
+static void products_with_left_in_registers(void **) {
+    check_held<BF16_BF16, 64>();
+    check_held<BF16_BF16, 128>();
+    check_held<F16_F16, 64>();
+    check_held<F16_F16, 128>();
+}
+
 /* ---- tensor maps ------------------------------------------------------------------------------------------------------------------ */
 
 enum { BOX = 24, BOX_BYTES = BOX * 128 };
@@ -231,6 +300,7 @@ static void a_missing_wait_shows(void **) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_of_every_kind),
+        cmocka_unit_test(products_with_left_in_registers),
         cmocka_unit_test(boxes_with_swizzle_and_edges),
         cmocka_unit_test(maps_that_cannot_be),
 #ifndef __CUDACC__

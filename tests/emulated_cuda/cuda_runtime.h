@@ -130,6 +130,7 @@ void emulated_later(uint64_t *barrier, unsigned bytes, std::function<void()> wor
 /* Products of a warpgroup and boxes of a tensor map: hopper.cpp. */
 struct CUtensorMap;
 void emulated_product(int kind, void *d, int n, uint64_t a, uint64_t b, bool add);
+void emulated_product_held(int kind, void *d, int n, const uint32_t (&a)[4], uint64_t b, bool add);
 void emulated_commit_products();
 void emulated_wait_products(int pending);
 void emulated_end_products();

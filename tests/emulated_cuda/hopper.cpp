@@ -62,6 +62,8 @@ struct product {
     int n;
     uint64_t a, b;
     bool add;
+    const uint32_t *held; /* A in registers; NULL: in shared memory */
+    uint32_t quad[4][4];  /* what the four threads of a row held when the product was begun */
 };
 enum { MAX_THREADS = 1024, MAX_K = 32 };
 static std::deque<std::vector<product>> products[MAX_THREADS]; /* the last group of a thread is open */
@@ -96,13 +98,29 @@ static void read_row(const operand_layout &l, unsigned row, unsigned size, doubl
     }
 }
 
+/* "Register Fragments for wgmma.mma_async.m64nNk16": register r of thread q of a row's quad has row + 8 (r % 2), columns 2 q + 8 (r / 2)
+ * and the next. */
+static void read_held(const product &p, double left[2][MAX_K]) {
+    if (memcmp(p.held, p.quad[threadIdx.x % 4], sizeof p.quad[0]) != 0)
+        emulated_stop("registers of a product under way were overwritten");
+    for (unsigned q = 0; q < 4; q++)
+        for (unsigned r = 0; r < 4; r++)
+            for (unsigned half = 0; half < 2; half++) {
+                uint16_t bits = (uint16_t)(p.quad[q][r] >> 16 * half);
+                left[r % 2][8 * (r / 2) + 2 * q + half] = p.kind == F16_F16 ? ql_f16_to_f32(bits) : ql_bf16_to_f32(bits);
+            }
+}
+
 /* The elements of D that belong to this thread. */
 static void run(const product &p) {
     const kind_facts &kind = kinds[p.kind];
-    operand_layout a = decode(p.a, kind.transposed), b = decode(p.b, kind.transposed);
+    operand_layout b = decode(p.b, kind.transposed);
     unsigned thread = threadIdx.x % 128, row = thread / 32 * 16 + thread % 32 / 4;
     double left[2][MAX_K], right[MAX_K];
-    for (unsigned i = 0; i < 2; i++) read_row(a, row + 8 * i, kind.size, kind.a, left[i]);
+    if (p.held) read_held(p, left);
+    else
+        for (unsigned i = 0; i < 2; i++)
+            read_row(decode(p.a, kind.transposed), row + 8 * i, kind.size, kind.a, left[i]);
     for (int j = 0; j < p.n / 8; j++)
         for (int c = 0; c < 2; c++) {
             read_row(b, (unsigned)j * 8 + thread % 4 * 2 + (unsigned)c, kind.size, kind.b, right);
@@ -118,7 +136,16 @@ void emulated_product(int kind, void *d, int n, uint64_t a, uint64_t b, bool add
     auto &mine = products[threadIdx.x];
     if (mine.empty()) mine.emplace_back();
     if (n % 8 || n > 256) emulated_stop("a product of a size that does not exist");
-    mine.back().push_back({kind, d, n, a, b, add});
+    mine.back().push_back({kind, d, n, a, b, add, NULL, {}});
+}
+
+void emulated_product_held(int kind, void *d, int n, const uint32_t (&a)[4], uint64_t b, bool add) {
+    const emulated_slot *slots = emulated_gather(a, sizeof a);
+    emulated_product(kind, d, n, 0, b, add);
+    product &p = products[threadIdx.x].back().back();
+    p.held = a;
+    for (unsigned q = 0; q < 4; q++) memcpy(p.quad[q], &slots[threadIdx.x % 32 / 4 * 4 + q], sizeof p.quad[q]);
+    emulated_release();
 }
 
 void emulated_commit_products() { products[threadIdx.x].emplace_back(); }

@@ -32,7 +32,7 @@ PTX void ptx_barrier_arrive(uint64_t *barrier) { emulated_barrier_arrive(barrier
 PTX void ptx_barrier_expect(uint64_t *barrier, unsigned bytes) { emulated_barrier_arrive(barrier, bytes); }
 PTX void ptx_barrier_wait(uint64_t *barrier, unsigned parity) { emulated_barrier_wait(barrier, parity); }
 
-PTX void ptx_bulk_copy(void *to, const void *from, unsigned bytes, uint64_t *barrier, uint64_t) {
+PTX void ptx_bulk_copy(void *to, const void *from, unsigned bytes, uint64_t *barrier, uint64_t = 0) {
     if (((uintptr_t)to | (uintptr_t)from | bytes) % 16) emulated_stop("a bulk copy that is not aligned to 16 bytes");
     memset(to, EMULATED_POISON, bytes);
     emulated_later(barrier, bytes, [=] { memcpy(to, from, bytes); });
