@@ -60,15 +60,26 @@ static ql_status stats_part(const quantize_request *request, char text[65]) {
     return request->stats_dir ? hash_file(request->stats_dir, "layer-0000.h5", text) : QL_OK;
 }
 
+static ql_status importance_part(const quantize_request *request, char text[65]) {
+    unsigned char digest[32];
+    text[0] = 0;
+    if (!request->imatrix_path) return QL_OK;
+    QL_TRY(ql_file_sha256(request->imatrix_path, digest));
+    ql_hex(digest, sizeof digest, text);
+    return QL_OK;
+}
+
 ql_status fingerprint_quantize(ql_ctx *ctx, const model *m, const token_file *tokens, const quantize_request *request,
                                json_t **out) {
-    char stats[65];
+    char stats[65], importance[65];
     QL_TRY(stats_part(request, stats));
+    QL_TRY(importance_part(request, importance));
     QL_TRY(common_part(ctx, m, tokens, "quantize", out));
     QL_TRY(add(*out, "recipe", recipe_json(&request->recipe)));
     QL_TRY(add(*out, "statistics", json_string(statistics_names[request->mode])));
     QL_TRY(add(*out, "stats_sha256", json_string(stats)));
     QL_TRY(add(*out, "format", json_string(output_format_names[request->format])));
+    if (importance[0]) QL_TRY(add(*out, "imatrix_sha256", json_string(importance)));
     return add(*out, "shard_size", json_integer((json_int_t)request->shard_size));
 }
 

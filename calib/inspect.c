@@ -346,12 +346,14 @@ static ql_status has_hdf5_signature(const char *path, bool *is_hdf5) {
 static ql_status inspect_any(const inspect_request *request, ql_arena *arena, json_t *document) {
     struct stat info;
     bool is_hdf5, store;
+    char *gguf;
     if (stat(request->path, &info) != 0) return ql_fail_errno("%s", request->path);
+    QL_TRY(gguf_model_file(request->path, arena, &gguf));
+    if (gguf) return inspect_gguf(gguf, arena, document);
     if (S_ISDIR(info.st_mode)) {
         QL_TRY(is_store(request->path, arena, &store));
         return store ? inspect_store(request, arena, document) : inspect_directory(request, arena, document);
     }
-    if (gguf_is_file(request->path)) return inspect_gguf(request->path, arena, document);
     QL_TRY(has_hdf5_signature(request->path, &is_hdf5));
     return is_hdf5 ? inspect_hdf5(request, arena, document) : inspect_safetensors(request, arena, document);
 }

@@ -53,21 +53,13 @@ static ql_status open_parts(ql_ctx *ctx, job *j, const quantize_request requests
     return QL_OK;
 }
 
-/* Rounding to nearest reads nothing of its rows: they need not pass. */
-static bool needs_rows(const job *j) {
-    for (int i = 0; i < j->count; i++)
-        if (recipe_needs_data(&j->parts[i].request->recipe)) return true;
-    return false;
-}
-
 static ql_status open_engine(ql_ctx *ctx, job *j) {
     const quantize_request *r = j->request;
     QL_TRY(ql_arena_open(ctx, &j->device));
     QL_TRY(engine_open(ctx, &j->model, &r->recipe, r->mode, &j->engine));
     j->engine.stats_dir = r->stats_dir;
-    for (int i = 0; i < j->count; i++)
-        if (recipe_needs_moments(&j->parts[i].request->recipe)) j->engine.with_moments = true;
-    bool with_rows = r->tokens_path && needs_rows(j);
+    for (int i = 0; i < j->count; i++) j->engine.kinds |= recipe_statistics(&j->parts[i].request->recipe);
+    bool with_rows = r->tokens_path && j->engine.kinds; /* rounding to nearest reads nothing of its rows */
     return with_rows ? engine_open_rows(&j->engine, &j->tokens, &j->data, j->device) : QL_OK;
 }
 
@@ -100,6 +92,7 @@ static ql_status make_layer(job *j, int64_t layer) {
         if (!has_to_make(p, layer)) continue;
         ql_mark mark = ql_arena_mark(e->host);
         e->recipe = &p->request->recipe;
+        e->importance = p->importance;
         QL_TRY(layer_solve(e, &step, part_rules(p, layer), &result));
         QL_TRY(part_commit(p, &result));
         ql_arena_release(e->host, mark);

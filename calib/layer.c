@@ -189,6 +189,7 @@ static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, 
     job.name = name;
     QL_TRY(linear_quantize(&job, &b->lin[id], &result->module[id], &result->record[id]));
     result->quantized[id] = true;
+    if (e->mode != STATISTICS_PROPAGATED) return QL_OK; /* nobody multiplies by it */
     return linear_set_quantized(&result->module[id], e->weights, &b->lin[id]);
 }
 
@@ -213,6 +214,7 @@ static ql_status solve_site(engine *e, block *b, int64_t layer, site_id site, co
         .phases = &e->phases,
         .recipe = e->recipe,
         .input = input,
+        .importance = e->importance,
         .drift = d,
         .n_seq = e->data ? e->data->tokens->n_seq - e->data->n_skipped : 0,
     };
@@ -318,9 +320,13 @@ static ql_status upload_stats(engine *e, int64_t layer, ql_arena *host, capture 
     QL_TRY(stats_path(host, e->stats_dir, layer, &path));
     QL_TRY(stats_read(path, &e->model->config, host, &stats));
     for (site_id site = 0; site < SITES; site++) {
-        if (!stats.site[site].hessian)
+        stats_site *s = &stats.site[site];
+        if ((e->kinds & STATS_HESSIAN) && !s->hessian)
             return ql_fail(QL_MISMATCH, "%s: holds no Hessians; collect them with calibrate --collect hessian", path);
-        QL_TRY(capture_upload(&stats.site[site], e->scratch, &captures[site]));
+        if ((e->kinds & STATS_MOMENTS) && !s->sum_sq)
+            return ql_fail(QL_MISMATCH, "%s: holds no moments; collect them with calibrate --collect moments", path);
+        if (!(e->kinds & STATS_HESSIAN)) s->hessian = NULL;
+        QL_TRY(capture_upload(s, e->scratch, &captures[site]));
     }
     return QL_OK;
 }
@@ -344,11 +350,10 @@ static ql_status load_block(engine *e, int64_t layer, block *b) {
 ql_status layer_begin(engine *e, int64_t layer, layer_step *step) {
     *step = (layer_step){.layer = layer, .mark = ql_arena_mark(e->scratch)};
     QL_TRY(load_block(e, layer, &step->block));
-    step->with_data = e->stats_dir || (e->data && e->mode == STATISTICS_FP);
-    if (e->stats_dir) return from_store(e, layer, step->captures);
+    step->with_data = e->kinds && (e->stats_dir || (e->data && e->mode == STATISTICS_FP));
     if (!step->with_data) return QL_OK;
-    return collect_block(e, &step->block, layer, STATS_HESSIAN | (e->with_moments ? STATS_MOMENTS : 0), step->captures,
-                         NULL);
+    if (e->stats_dir) return from_store(e, layer, step->captures);
+    return collect_block(e, &step->block, layer, e->kinds, step->captures, NULL);
 }
 
 /* The step stays as it is: what one recipe does to the block, the next must not see. */

@@ -21,9 +21,10 @@ typedef struct engine {
     const model *model;
     const recipe *recipe;
     statistics_mode mode;
-    dataset *data;         /* NULL: no rows (nearest rounding, or statistics from a store) */
-    const char *stats_dir; /* NULL: no store */
-    bool with_moments;     /* full-precision statistics: moments besides Hessians, for smoothing */
+    dataset *data;             /* NULL: no rows (nearest rounding, or statistics from a store) */
+    const char *stats_dir;     /* NULL: no store */
+    int kinds;                 /* full-precision statistics: which of them are read, STATS_* */
+    const imatrix *importance; /* of a file; NULL: follows from statistics, if there are any */
     forward forward;
     ql_arena *weights, *scratch; /* device: the block; everything else that lives as long as one block */
     ql_arena *host;              /* results of one block */

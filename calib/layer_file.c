@@ -13,6 +13,10 @@ static st_tensor describe(const qmodule *q, int part, const char *name) {
     int64_t groups = ql_groups(q->k, q->group);
     st_tensor t = {.name = name, .rank = 2, .shape = {q->n, groups}};
     if (q->type == CODE_NF4 && part == SCALE) t.rank = 1, t.shape[0] = qmodule_scales(q);
+    if (q->type == CODE_BLOCKS) {
+        t.dtype = QL_U8, t.shape[1] = gguf_row_bytes(q->stored, q->k), t.dtype_name = ql_dtype_name(t.dtype);
+        return t;
+    }
     switch (part) {
     case CODES: t.dtype = QL_I32, t.shape[1] = ql_packed_words(q->k, q->bits); break;
     case SCALE: t.dtype = QL_F32; break;
@@ -30,6 +34,18 @@ static void **part_data(qmodule *q, int part) {
     void **const parts[PARTS] = {(void **)&q->codes,       (void **)&q->scale,  (void **)&q->zero,  (void **)&q->g_idx,
                                  (void **)&q->input_scale, (void **)&q->absmax, (void **)&q->nested};
     return parts[part];
+}
+
+/* Has every module of its kind this part?  Order of groups and input scales are a matter of the recipe. */
+static bool has_part(code_type type, int part) {
+    switch (part) {
+    case CODES: return true;
+    case SCALE: return type != CODE_BLOCKS;
+    case ZERO: return type == CODE_INT;
+    case ABSMAX:
+    case NESTED: return type == CODE_NF4;
+    default: return false;
+    }
 }
 
 /* A tensor that smoothing changed; all are vectors. */
@@ -90,7 +106,7 @@ ql_status layer_file_size(const model_config *config, int64_t layer, const modul
     int count = 0;
     for (folded_id id = 0; smoothed && id < FOLDED; id++) tensors[count++] = describe_folded(config, id);
     for (linear_id id = 0; id < LINEARS; id++) {
-        qmodule q = {.type = rules[id].type, .bits = rules[id].bits};
+        qmodule q = {.type = rules[id].type, .bits = rules[id].bits, .stored = rules[id].stored};
         char module[NAME_SIZE], *name;
         if (rules[id].skip) continue;
         module_name(module, layer, id);
@@ -98,9 +114,8 @@ ql_status layer_file_size(const model_config *config, int64_t layer, const modul
         q.group = rules[id].group < 0 ? q.k : rules[id].group;
         bool with_g_idx = dynamic && rules[id].method != METHOD_RTN && q.group < q.k;
         for (int part = 0; part < PARTS; part++) {
-            if ((part == ZERO && rules[id].type != CODE_INT) || (part == G_IDX && !with_g_idx)) continue;
-            if (part == INPUT_SCALE && !with_input_scale) continue;
-            if ((part == ABSMAX || part == NESTED) && rules[id].type != CODE_NF4) continue;
+            bool present = part == G_IDX ? with_g_idx : part == INPUT_SCALE ? with_input_scale : has_part(q.type, part);
+            if (!present) continue;
             QL_TRY(ql_arena_format(host, &name, "%s.%s", module, part_names[part]));
             tensors[count++] = describe(&q, part, name);
         }
@@ -119,9 +134,7 @@ static const st_tensor *find(const st_file *file, const char *module, const char
 static ql_status load_module(const st_file *file, qmodule *q, ql_arena *host) {
     for (int part = 0; part < PARTS; part++) {
         const st_tensor *t = find(file, q->name, part_names[part]), expected = describe(q, part, q->name);
-        bool optional = part == G_IDX || part == INPUT_SCALE || (part == ZERO && q->type != CODE_INT) ||
-                        ((part == ABSMAX || part == NESTED) && q->type != CODE_NF4);
-        if (!t && optional) continue;
+        if (!t && !has_part(q->type, part)) continue;
         if (!t || t->dtype != expected.dtype || t->rank != expected.rank || t->shape[0] != expected.shape[0] ||
             (t->rank == 2 && t->shape[1] != expected.shape[1]))
             return ql_fail(
@@ -159,7 +172,7 @@ ql_status layer_load(const char *path, const engine *e, int64_t layer, const mod
         qmodule *q = &result->module[id];
         if (rules[id].skip) continue;
         status = layer_module_name(host, layer, id, &name);
-        *q = (qmodule){.name = name, .type = rules[id].type, .bits = rules[id].bits};
+        *q = (qmodule){.name = name, .type = rules[id].type, .bits = rules[id].bits, .stored = rules[id].stored};
         linear_shape(&e->model->config, id, &q->n, &q->k);
         q->group = rules[id].group < 0 ? q->k : rules[id].group;
         if (status == QL_OK) status = load_module(&file, q, host);

@@ -172,6 +172,12 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
     int32_t *order = NULL;
     *record = (linear_record){0};
     QL_TRY(check_range(job, lin->w));
+    if (job->rule.type == CODE_BLOCKS) {
+        QL_TRY(ql_context(linear_encode_blocks(job, lin->w, out, record), "%s", job->name));
+        ql_arena_release(job->device, mark);
+        record->seconds = seconds_now() - begin;
+        return QL_OK;
+    }
     if (job->rule.type != CODE_INT || job->rule.group == GROUP_TENSOR) {
         QL_TRY(ql_context(linear_round_values(job, lin->w, out, record), "%s", job->name));
         QL_TRY(linear_find_input_scale(job, out));

@@ -14,10 +14,11 @@ typedef struct linear_job {
     const recipe *recipe;
     module_rule rule;
     const char *name;
-    const capture *input; /* statistics of the input; NULL: no data */
-    const drift *drift;   /* NULL: not measured */
-    int64_t n_seq;        /* sequences behind them */
-    float largest;        /* magnitude of all weights that share a tensor's scale; GROUP_TENSOR alone */
+    const capture *input;      /* statistics of the input; NULL: no data */
+    const imatrix *importance; /* of a file, instead of that of the input; NULL: none */
+    const drift *drift;        /* NULL: not measured */
+    int64_t n_seq;             /* sequences behind them */
+    float largest;             /* magnitude of all weights that share a tensor's scale; GROUP_TENSOR alone */
 } linear_job;
 
 /* Quantizes lin->w (dense F32) by the rule.  The result stands in `out`, in host memory. */
@@ -26,6 +27,8 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
 /* calib/values.c: rounding to numbers that need no grid search (FP8, NF4, integers with one scale per tensor), and the scale of
  * static activations, from the range of the input. */
 ql_status linear_round_values(const linear_job *job, ql_mat w, qmodule *out, linear_record *record);
+/* calib/blocks.c: to the blocks of GGUF that the rule names, weighed by the importance of the inputs where it is known. */
+ql_status linear_encode_blocks(const linear_job *job, ql_mat w, qmodule *out, linear_record *record);
 ql_status linear_find_input_scale(const linear_job *job, qmodule *out);
 ql_status linear_largest(const linear_job *job, ql_mat w, float *largest); /* magnitude of all weights */
 

@@ -106,13 +106,47 @@ ql_status modules_resolve(const recipe *r, layout_id layout, const model_config 
     return list_skipped(arena, out);
 }
 
+/* ---- GGUF ---------------------------------------------------------------------------------------------------------------- */
+
+static const gguf_entry *entry_of(const gguf_plan *plan, const char *module) {
+    size_t length = strlen(module);
+    for (int64_t i = 0; i < plan->count; i++) {
+        const char *source = plan->entries[i].source;
+        if (source && strncmp(source, module, length) == 0 && strcmp(source + length, ".weight") == 0)
+            return &plan->entries[i];
+    }
+    return NULL;
+}
+
+ql_status modules_of_gguf(const gguf_plan *plan, ql_arena *arena, module_table *out) {
+    int64_t modules = plan->config->layers * LINEARS;
+    const char **kept;
+    *out = (module_table){.layers = plan->config->layers};
+    QL_TRY(ql_take(arena, (size_t)modules, sizeof *out->rules, &out->rules));
+    QL_TRY(ql_take(arena, (size_t)modules + 1, sizeof *kept, &kept));
+    for (int64_t i = 0; i < modules; i++) {
+        char name[NAME_SIZE], *copy;
+        module_name(name, i / LINEARS, (linear_id)(i % LINEARS));
+        const gguf_type *type = entry_of(plan, name)->tensor.type;
+        out->rules[i] = (module_rule){.method = METHOD_RTN,
+                                      .type = CODE_BLOCKS,
+                                      .bits = gguf_bits(type),
+                                      .group = gguf_group(type),
+                                      .stored = type};
+        if (type->block < QL_BLOCK_TYPE_COUNT) continue;
+        QL_TRY(ql_arena_string(arena, name, &copy));
+        kept[out->n_skipped++] = copy;
+    }
+    out->skipped = kept;
+    return QL_OK;
+}
+
 /* ---- targets -------------------------------------------------------------------------------------------------------------- */
 
 const char *const target_names[TARGETS + 1] = {
-    [TARGET_VLLM] = "vllm",
-    [TARGET_TRANSFORMERS] = "transformers",
-    [TARGET_EXLLAMAV2] = "exllamav2",
-    [TARGET_LLAMA_CPP] = "llama.cpp",
+    [TARGET_VLLM] = "vllm",           [TARGET_TRANSFORMERS] = "transformers",
+    [TARGET_EXLLAMAV2] = "exllamav2", [TARGET_LLAMA_CPP] = "llama.cpp",
+    [TARGET_OLLAMA] = "ollama",
 };
 
 /* What the loaders of GPTQ files demand of a module: formats they were read in are named in the refusal. */
@@ -133,6 +167,7 @@ static const loader_limits limits[TARGETS] = {
         {"transformers (GPTQModel)", {2, 3, 4, 8}, "2, 3, 4 or 8", false, 32, 32, false, false, NULL},
     [TARGET_EXLLAMAV2] = {"exllamav2", {4}, "4", false, 32, 32, false, true, NULL},
     [TARGET_LLAMA_CPP] = {"llama.cpp", {0}, "no", false, 1, 1, false, false, "reads GGUF files, not GPTQ"},
+    [TARGET_OLLAMA] = {"Ollama", {0}, "no", false, 1, 1, false, false, "reads GGUF files, not GPTQ"},
 };
 
 static bool has_bits(const loader_limits *limit, int bits) {
@@ -184,6 +219,9 @@ ql_status modules_target_obstacle(const module_table *table, const recipe *r, co
                                   target_id target, ql_arena *arena, char **reason) {
     const loader_limits *limit = &limits[target];
     *reason = NULL;
+    if (r->base.type == CODE_BLOCKS && limit->no_format) return QL_OK;
+    if (r->base.type == CODE_BLOCKS)
+        return ql_arena_format(arena, reason, "%s does not read GGUF files", limit->loader);
     if (limit->no_format) return ql_arena_format(arena, reason, "%s %s", limit->loader, limit->no_format);
     for (int64_t module = 0; module < table->layers * LINEARS; module++) {
         char name[NAME_SIZE], *broken = NULL;

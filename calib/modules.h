@@ -20,12 +20,22 @@ typedef struct module_table {
 ql_status modules_resolve(const recipe *r, layout_id layout, const model_config *config, ql_arena *arena,
                           module_table *out);
 
+/* The same for a GGUF file: its mix decides about every module.  skipped: those whose values have 16 bits. */
+ql_status modules_of_gguf(const gguf_plan *plan, ql_arena *arena, module_table *out);
+
 static inline const module_rule *modules_rule(const module_table *table, int64_t layer, linear_id id) {
     return &table->rules[layer * LINEARS + id];
 }
 
 /* The runtimes that --target knows. */
-typedef enum target_id { TARGET_VLLM, TARGET_TRANSFORMERS, TARGET_EXLLAMAV2, TARGET_LLAMA_CPP, TARGETS } target_id;
+typedef enum target_id {
+    TARGET_VLLM,
+    TARGET_TRANSFORMERS,
+    TARGET_EXLLAMAV2,
+    TARGET_LLAMA_CPP,
+    TARGET_OLLAMA,
+    TARGETS
+} target_id;
 extern const char *const target_names[TARGETS + 1]; /* ends with NULL */
 
 /* Why this target cannot load the result: the first module and the limit that it breaks, in *reason; NULL if it can. */

@@ -131,12 +131,20 @@ static ql_status check_space(output *out) {
                    (unsigned long long)available);
 }
 
+static ql_status plan_tensors(output *out, const model_config *config, uint64_t shard_size) {
+    if (!out->gguf)
+        return output_plan_make(config, out->scheme, QL_F16, shard_size ? shard_size : DEFAULT_SHARD_SIZE, out->arena,
+                                &out->plan);
+    for (int64_t i = 0; i < out->gguf->count; i++) out->plan.tensor_bytes += out->gguf->tensors[i].size;
+    return QL_OK;
+}
+
 ql_status output_open(const char *dir, const checkpoint *ck, const model_config *config, const output_request *request,
                       output **result) {
     *result = NULL;
     output *out = ql_malloc(sizeof *out);
     if (!out) return ql_fail(QL_NOMEM, "no memory for the output");
-    *out = (output){.job = request->job, .ck = ck, .scheme = request->scheme};
+    *out = (output){.job = request->job, .ck = ck, .scheme = request->scheme, .gguf = request->gguf};
     char *name = NULL;
     bool resumed;
     ql_status status = ql_arena_open(NULL, &out->arena);
@@ -145,12 +153,9 @@ ql_status output_open(const char *dir, const checkpoint *ck, const model_config 
     out->dir = name;
     if (status == QL_OK) status = check_dir(out, &resumed);
     if (status == QL_OK) status = check_writable(out);
-    if (status == QL_OK)
-        status =
-            output_plan_make(config, out->scheme, QL_F16,
-                             request->shard_size ? request->shard_size : DEFAULT_SHARD_SIZE, out->arena, &out->plan);
+    if (status == QL_OK) status = plan_tensors(out, config, request->shard_size);
     if (status == QL_OK) status = check_space(out);
-    if (status == QL_OK) status = choose_dtype(out);
+    if (status == QL_OK && !out->gguf) status = choose_dtype(out);
     if (status == QL_OK) *result = out;
     else output_close(out);
     return status;
@@ -293,4 +298,13 @@ ql_status output_layer(output *out, int64_t layer, const qmodule modules[LINEARS
         return ql_fail(QL_INTERNAL, "%s: got layer %lld before layer %lld", out->dir, (long long)layer,
                        (long long)item->layer);
     return QL_OK;
+}
+
+ql_status output_gguf(output *out, const gguf_meta *meta, const gguf_source *source) {
+    unsigned char sha256[32];
+    char *path;
+    QL_TRY(begin(out));
+    QL_TRY(ql_arena_format(out->arena, &path, "%s/" GGUF_MODEL, out->dir));
+    QL_TRY(gguf_save(path, out->gguf, meta, source, sha256));
+    return output_remember(out, GGUF_MODEL, sha256);
 }

@@ -14,6 +14,7 @@
 #define CALIB_OUTPUT_H
 
 #include "formats/layout.h"
+#include "formats/layout_gguf.h"
 
 /* 16-bit tensors of a block that smoothing changes. */
 typedef enum folded_id { FOLDED_NORM_IN, FOLDED_NORM_MLP, FOLDED_V_BIAS, FOLDED_UP_BIAS, FOLDED } folded_id;
@@ -21,8 +22,9 @@ extern const char *const folded_names[FOLDED]; /* "input_layernorm.weight", ... 
 
 typedef struct output_request {
     const layout_scheme *scheme; /* NULL: the dequantized result as a plain 16-bit checkpoint */
-    uint64_t shard_size;         /* most bytes of a file; 0: 5e9 */
-    const char *job;             /* names the job (its fingerprint); NULL: the directory must be empty */
+    const gguf_plan *gguf; /* instead of shards, model.gguf with these tensors (sizes are set); NULL: a checkpoint */
+    uint64_t shard_size;   /* most bytes of a file; 0: 5e9 */
+    const char *job;       /* names the job (its fingerprint); NULL: the directory must be empty */
 } output_request;
 
 /* Texts that the caller knows.  Any of them may be NULL. */
@@ -31,6 +33,7 @@ typedef struct output_texts {
     const char *recipe_yaml; /* recipe.yaml, and shown in the model card */
     const char *calibration; /* one sentence */
     const char *metrics;     /* Markdown */
+    const char *mix;         /* GGUF: the kind of file; NULL elsewhere */
     const json_t *report;    /* report.json */
 } output_texts;
 
@@ -43,6 +46,8 @@ ql_status output_open(const char *dir, const checkpoint *ck, const model_config 
 /* Modules by linear_id; those that stay in 16 bits are not looked at.  folded: values of the tensors that smoothing changed (calib/smooth.h),
  * by folded_id; NULL, or NULL in it: as in the source. */
 ql_status output_layer(output *out, int64_t layer, const qmodule modules[LINEARS], float *const folded[]);
+/* The only file of weights of an output with a gguf plan. */
+ql_status output_gguf(output *out, const gguf_meta *meta, const gguf_source *source);
 ql_status output_finish(output *out, const output_texts *texts);
 /* Without a finish the directory stays incomplete.  NULL is allowed. */
 void output_close(output *out);

@@ -45,9 +45,13 @@ static bool is_carried_over(const char *name) {
         "added_tokens.json", "chat_template.jinja",     "chat_template.json", "generation_config.json", "merges.txt",
         "tokenizer.json",    "special_tokens_map.json", "tokenizer.model",    "tokenizer_config.json",  "vocab.json",
     };
-    static const char *const starts[] = {"LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(name, names[i]) == 0) return true;
+    return false;
+}
+
+static bool is_licence(const char *name) {
+    static const char *const starts[] = {"LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"};
     for (size_t i = 0; i < sizeof starts / sizeof *starts; i++)
         if (strncasecmp(name, starts[i], strlen(starts[i])) == 0) return true;
     return false;
@@ -84,7 +88,8 @@ static ql_status carry_over(output *out) {
     if (!dir) return ql_fail_errno("%s: cannot read the directory", checkpoint_dir(out->ck));
     ql_status status = QL_OK;
     for (struct dirent *entry; status == QL_OK && (entry = readdir(dir));)
-        if (is_carried_over(entry->d_name)) status = carry_over_file(out, entry->d_name);
+        if (is_licence(entry->d_name) || (!out->gguf && is_carried_over(entry->d_name)))
+            status = carry_over_file(out, entry->d_name);
     closedir(dir);
     return status;
 }
@@ -131,10 +136,16 @@ static ql_status config_texts(output *out, char **config, char **quantize_config
     return status;
 }
 
+static ql_status remove_marker(output *out) {
+    char *marker;
+    QL_TRY(output_marker(out, &marker));
+    return unlink(marker) == 0 ? QL_OK : ql_fail_errno("%s: cannot remove", marker);
+}
+
 /* Index and config.json come last, and after a sum of everything, so that no loader takes a half-written directory. */
 static ql_status save_last(output *out, const char *config) {
     static const char index_name[] = "model.safetensors.index.json";
-    char *index = NULL, *marker;
+    char *index = NULL;
     unsigned char sha256[32];
     ql_sha256(config, strlen(config), sha256);
     QL_TRY(output_remember(out, "config.json", sha256));
@@ -146,12 +157,20 @@ static ql_status save_last(output *out, const char *config) {
     QL_TRY(save_sums(out));
     if (index) QL_TRY(save(out, index_name, index, strlen(index)));
     QL_TRY(save(out, "config.json", config, strlen(config)));
-    QL_TRY(output_marker(out, &marker));
-    return unlink(marker) == 0 ? QL_OK : ql_fail_errno("%s: cannot remove", marker);
+    return remove_marker(out);
+}
+
+/* The file of weights holds what config.json and the tokenizer say: a directory without them is no Hugging Face model. */
+static ql_status finish_gguf(output *out, const output_texts *texts) {
+    QL_TRY(carry_over(out));
+    QL_TRY(save_report(out, texts));
+    QL_TRY(save_sums(out));
+    return remove_marker(out);
 }
 
 ql_status output_finish(output *out, const output_texts *texts) {
     char *config, *quantize_config;
+    if (out->gguf) return finish_gguf(out, texts);
     QL_TRY(output_advance(out, -1, NULL, NULL));
     if (out->next < out->plan.count)
         return ql_fail(QL_INTERNAL, "%s: layer %lld is missing", out->dir, (long long)out->plan.items[out->next].layer);

@@ -18,7 +18,8 @@ typedef struct written {
 struct output {
     const char *dir, *job;
     const checkpoint *ck;
-    const layout_scheme *scheme; /* NULL: dense */
+    const layout_scheme *scheme; /* NULL: dense, or GGUF */
+    const gguf_plan *gguf;       /* NULL: a checkpoint */
     ql_arena *arena, *scratch;   /* the job's; one tensor's or module's */
     output_plan plan;
     ql_dtype dtype;     /* of everything that is not quantized */

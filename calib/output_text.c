@@ -122,7 +122,7 @@ ql_status output_index_text(const output_plan *plan, ql_arena *arena, char **tex
 /* ---- model card ---------------------------------------------------------------------------------------------------------------- */
 
 /* .../models--org--name/snapshots/<revision> is org/name, anything else is called after its directory. */
-static ql_status base_model_name(const char *dir, ql_arena *arena, char **name) {
+ql_status output_base_model(const char *dir, ql_arena *arena, char **name) {
     static const char mark[] = "models--";
     char path[PATH_MAX];
     if (!realpath(dir, path)) return ql_fail_errno("%s", dir);
@@ -181,7 +181,13 @@ static const char loading_plain[] = "```sh\n"
                                     "model = AutoModelForCausalLM.from_pretrained(\".\", device_map=\"auto\")\n"
                                     "```\n";
 
-static ql_status summary(const layout_scheme *scheme, ql_arena *arena, char **text) {
+static const char loading_gguf[] = "```sh\n"
+                                   "llama-cli -m model.gguf\n"
+                                   "printf 'FROM ./model.gguf\\n' >Modelfile && ollama create NAME -f Modelfile\n"
+                                   "```\n";
+
+static ql_status summary(const layout_scheme *scheme, const char *mix, ql_arena *arena, char **text) {
+    if (mix) return ql_arena_format(arena, text, "A GGUF file, %s, for llama.cpp and Ollama.", mix);
     if (!scheme) return ql_arena_string(arena, "The quantized weights, decoded to a plain 16-bit checkpoint.", text);
     char *group;
     if (scheme->group == -1) QL_TRY(ql_arena_string(arena, "one group per row", &group));
@@ -204,13 +210,14 @@ static ql_status section(const char *title, const char *before, const char *body
 ql_status output_card_text(const char *source_dir, const layout_scheme *scheme, const output_texts *texts,
                            ql_arena *arena, char **text) {
     char *derived, *license, *what, *recipe, *calibration, *metrics, *tags, *name;
-    QL_TRY(base_model_name(source_dir, arena, &derived));
+    QL_TRY(output_base_model(source_dir, arena, &derived));
     QL_TRY(license_lines(source_dir, arena, &license));
-    QL_TRY(summary(scheme, arena, &what));
+    QL_TRY(summary(scheme, texts->mix, arena, &what));
     QL_TRY(section("Recipe", "```yaml\n", texts->recipe_yaml, "```\n", arena, &recipe));
     QL_TRY(section("Calibration", "", texts->calibration, "", arena, &calibration));
     QL_TRY(section("Quality", "", texts->metrics, "", arena, &metrics));
-    if (scheme)
+    if (texts->mix) QL_TRY(ql_arena_string(arena, "tags:\n- qalib\n- gguf\n", &tags));
+    else if (scheme)
         QL_TRY(ql_arena_format(arena, &tags, "tags:\n- qalib\n- %s\n- %d-bit\n", layout_method(scheme), scheme->bits));
     else QL_TRY(ql_arena_string(arena, "tags:\n- qalib\n", &tags));
     const char *base = texts->base_model ? texts->base_model : derived;
@@ -222,12 +229,14 @@ ql_status output_card_text(const char *source_dir, const layout_scheme *scheme, 
     if (status == QL_OK)
         status = ql_arena_format(arena, text,
                                  "---\nbase_model: %s\nbase_model_relation: quantized\nlibrary_name: "
-                                 "transformers\nquantized_by: qalib\n%s%s---\n"
+                                 "%s\nquantized_by: qalib\n%s%s---\n"
                                  "\n# %s, quantized\n\n%s Made from %s with Qalib %s.\n%s%s%s"
                                  "\n## Loading\n\nIn this directory:\n\n%s%s",
-                                 yaml_base ? yaml_base : "", license, tags, name, what, base, ql_version(), recipe,
-                                 calibration, metrics,
-                                 scheme && scheme->layout == LAYOUT_GPTQ ? loading_gptq : loading_plain,
+                                 yaml_base ? yaml_base : "", texts->mix ? "gguf" : "transformers", license, tags, name,
+                                 what, base, ql_version(), recipe, calibration, metrics,
+                                 texts->mix                                ? loading_gguf
+                                 : scheme && scheme->layout == LAYOUT_GPTQ ? loading_gptq
+                                                                           : loading_plain,
                                  scheme && scheme->layout == LAYOUT_GPTQ && scheme->bits == 4 ? loading_exllamav2 : "");
     free(yaml_base);
     return status;

@@ -12,6 +12,9 @@ ql_status output_config_text(const char *source, const json_t *quantization_conf
 /* model.safetensors.index.json */
 ql_status output_index_text(const output_plan *plan, ql_arena *arena, char **text);
 
+/* What a model is called: "org/name" of a Hugging Face cache, else its directory. */
+ql_status output_base_model(const char *dir, ql_arena *arena, char **name);
+
 /* README.md.  source_dir: for the name of the base model and its licence.  scheme NULL: dense. */
 ql_status output_card_text(const char *source_dir, const layout_scheme *scheme, const output_texts *texts,
                            ql_arena *arena, char **text);

@@ -6,6 +6,7 @@
 #include "calib/cli/cli.h"
 #include "calib/fingerprint.h"
 #include "calib/output.h"
+#include "calib/part_gguf.h"
 #include "calib/report.h"
 #include "calib/verify.h"
 #include "formats/json.h"
@@ -90,11 +91,18 @@ static ql_status find_complete(part *p) {
     return complete ? check_finished(p) : QL_OK;
 }
 
+static ql_status resolve(part *p) {
+    const quantize_request *r = p->request;
+    QL_TRY(scheme_check_format(&r->recipe, r->format));
+    if (r->format == OUTPUT_GGUF) return part_gguf_open(p);
+    QL_TRY(modules_resolve(&r->recipe, output_layout(r->format), &p->model->config, p->host, &p->modules));
+    return scheme_make(&r->recipe, r->format, &p->modules, p->host, &p->scheme);
+}
+
 ql_status part_open(ql_ctx *ctx, const quantize_request *request, const model *m, const token_file *tokens,
                     ql_arena *host, part *p) {
     *p = (part){.request = request, .model = m, .tokens = tokens, .host = host};
-    QL_TRY(modules_resolve(&request->recipe, output_layout(request->format), &m->config, host, &p->modules));
-    QL_TRY(scheme_make(&request->recipe, request->format, &p->modules, host, &p->scheme));
+    QL_TRY(resolve(p));
     QL_TRY(check_output(p));
     QL_TRY(open_journal(ctx, p));
     if (journal_finished(p->journal)) return check_finished(p);
@@ -163,6 +171,8 @@ static ql_status write_layers(part *p, output *out) {
 
 static ql_status describe_calibration(const part *p, ql_arena *arena, char **text) {
     const quantize_request *r = p->request;
+    if (p->importance) return ql_arena_format(arena, text, "Importance of the inputs from an imatrix file.");
+    if (r->format == OUTPUT_GGUF && !p->important) return ql_arena_format(arena, text, "None.");
     if (r->stats_dir) return ql_arena_format(arena, text, "Statistics fp, from a store (qalib calibrate).");
     if (!r->tokens_path) return ql_arena_format(arena, text, "None: rounded to nearest.");
     return ql_arena_format(arena, text, "%lld rows of %lld tokens (SHA-256 of the token file %.16s...), statistics %s.",
@@ -183,6 +193,7 @@ static double bits_per_weight(const part *p, uint64_t output_bytes) {
 /* Of the quantized modules alone, from their shapes, as the file stores them: scales, zero points and indices included. */
 static double quantized_bits(part *p) {
     double bytes = 0, weights = 0;
+    if (p->request->format == OUTPUT_GGUF) return part_gguf_bits(p);
     ql_mark mark = ql_arena_mark(p->host);
     for (int64_t i = 0; i < p->modules.layers * LINEARS; i++) {
         const module_rule *rule = &p->modules.rules[i];
@@ -206,15 +217,21 @@ static json_t *make_report(part *p, uint64_t output_bytes, int64_t samples_skipp
     for (int64_t i = 0; i < p->modules.n_skipped; i++)
         json_array_append_new(skipped, json_string(p->modules.skipped[i]));
     totals = report_totals(layers);
-    return json_pack("{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:f, s:f, s:I, s:o}", "version",
-                     1, "job", p->fingerprint, "model", r->model_dir, "format", output_format_names[r->format],
-                     "statistics", statistics_names[r->mode], "samples", (json_int_t)(p->tokens ? p->tokens->n_seq : 0),
-                     "tokens", (json_int_t)(p->tokens ? p->tokens->n_tokens : 0), "recipe", recipe_json(&r->recipe),
-                     "layers", layers, "totals", totals, "kept_in_16_bits", skipped, "source_bytes",
-                     (json_int_t)checkpoint_bytes(p->model->ck), "output_bytes", (json_int_t)output_bytes,
-                     "bits_per_weight", bits_per_weight(p, output_bytes), "bits_per_quantized_weight",
-                     quantized_bits(p), "samples_skipped", (json_int_t)samples_skipped, "environment",
-                     report_environment(p->engine->ctx, &p->engine->phases, device_peak));
+    json_t *report = json_pack(
+        "{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:f, s:f, s:I, s:o}", "version", 1, "job",
+        p->fingerprint, "model", r->model_dir, "format", output_format_names[r->format], "statistics",
+        statistics_names[r->mode], "samples", (json_int_t)(p->tokens ? p->tokens->n_seq : 0), "tokens",
+        (json_int_t)(p->tokens ? p->tokens->n_tokens : 0), "recipe", recipe_json(&r->recipe), "layers", layers,
+        "totals", totals, "kept_in_16_bits", skipped, "source_bytes", (json_int_t)checkpoint_bytes(p->model->ck),
+        "output_bytes", (json_int_t)output_bytes, "bits_per_weight", bits_per_weight(p, output_bytes),
+        "bits_per_quantized_weight", quantized_bits(p), "samples_skipped", (json_int_t)samples_skipped, "environment",
+        report_environment(p->engine->ctx, &p->engine->phases, device_peak));
+    if (report && r->format == OUTPUT_GGUF)
+        json_object_set_new(report, "importance",
+                            json_string(!p->important   ? "none"
+                                        : p->importance ? "imatrix"
+                                                        : statistics_names[r->mode]));
+    return report;
 }
 
 ql_status part_write(part *p, int64_t samples_skipped, size_t device_peak) {
@@ -222,8 +239,10 @@ ql_status part_write(part *p, int64_t samples_skipped, size_t device_peak) {
     output_texts texts = {0};
     phases_enter(&p->engine->phases, PHASE_WRITE, 0);
     QL_TRY(find_free_zeros(p));
+    bool dense = p->request->format == OUTPUT_DENSE, gguf = p->request->format == OUTPUT_GGUF;
     const output_request request = {
-        .scheme = p->request->format == OUTPUT_DENSE ? NULL : &p->scheme,
+        .scheme = dense || gguf ? NULL : &p->scheme,
+        .gguf = gguf ? &p->gguf : NULL,
         .shard_size = p->request->shard_size,
         .job = p->fingerprint,
     };
@@ -232,8 +251,9 @@ ql_status part_write(part *p, int64_t samples_skipped, size_t device_peak) {
     QL_TRY(describe_calibration(p, p->host, &calibration));
     texts.recipe_yaml = yaml;
     texts.calibration = calibration;
+    if (gguf) texts.mix = gguf_mix_name(p->gguf.mix);
     ql_status status = output_open(p->request->out_dir, p->model->ck, &p->model->config, &request, &out);
-    if (status == QL_OK) status = write_layers(p, out);
+    if (status == QL_OK) status = gguf ? part_gguf_write(p, out) : write_layers(p, out);
     if (status == QL_OK) {
         p->report = make_report(p, output_tensor_bytes(out), samples_skipped, device_peak);
         texts.report = p->report;

@@ -22,9 +22,12 @@ typedef struct part {
     journal *journal;
     module_table modules;
     char fingerprint[65];
-    layout_scheme scheme; /* of the output */
-    ql_arena *host;       /* job lifetime */
-    json_t *report;       /* set when the output is complete; the caller's */
+    layout_scheme scheme;      /* of the output */
+    gguf_plan gguf;            /* OUTPUT_GGUF: its tensors, and no scheme */
+    bool important;            /* OUTPUT_GGUF: the encoder knows how much each input counts */
+    const imatrix *importance; /* ... from a file; NULL: from statistics */
+    ql_arena *host;            /* job lifetime */
+    json_t *report;            /* set when the output is complete; the caller's */
 } part;
 
 /* Ready to work, or already complete: then part->report is set, and the output was looked at. */

@@ -46,6 +46,7 @@ static double larger(double a, double b) { return a > b ? a : b; }
 static double smaller(double a, double b) { return a < b ? a : b; }
 
 static double packed_bytes(const module_rule *rule, bool dynamic, int64_t n, int64_t k) {
+    if (rule->stored) return (double)n * (double)gguf_row_bytes(rule->stored, k);
     int64_t groups = rule->group < 0 ? 1 : ql_groups(k, rule->group);
     return (double)n * (double)(4 * ql_packed_words(k, rule->bits) + 5 * groups) + (dynamic ? 4.0 * (double)k : 0);
 }
@@ -62,9 +63,9 @@ static uint64_t dense_bytes(const model_config *c) {
 }
 
 /* Rounding to nearest reads nothing of its rows: they do not pass. */
-static bool has_rows(const plan_request *r) { return r->n_seq > 0 && !r->from_store && recipe_needs_data(r->recipe); }
+static bool has_rows(const plan_request *r) { return r->n_seq > 0 && !r->from_store && recipe_statistics(r->recipe); }
 static bool needs_hessian(const plan_request *r) {
-    return has_rows(r) || (r->from_store && recipe_needs_data(r->recipe));
+    return (has_rows(r) || r->from_store) && (recipe_statistics(r->recipe) & STATS_HESSIAN);
 }
 
 /* All inputs of a block are measured before any of its linears is solved. */
@@ -159,6 +160,17 @@ static double site_bytes(const plan_request *r, const sizes *s) {
     return most;
 }
 
+/* The largest tensor that is not quantized: as it is read, or in FP32 beside the blocks that it becomes. */
+static double written_bytes(const plan_request *r, const sizes *s) {
+    double most = s->source * s->largest;
+    for (int64_t i = 0; r->gguf && i < r->gguf->count; i++) {
+        const gguf_entry *e = &r->gguf->entries[i];
+        double values = 4 * (double)e->n * (double)e->k;
+        if (!gguf_is_linear(e)) most = larger(most, values + (double)r->gguf->tensors[i].size);
+    }
+    return most;
+}
+
 /* What is alive at the peak.  Correct a row here when a measured peak disagrees: rows stand for the arenas of the engine. */
 static void count_memory(const plan_request *r, const sizes *s, plan *p) {
     const double hdf5 = r->n_seq > 0 || r->from_store ? 3e6 : 0;
@@ -185,7 +197,7 @@ static void count_memory(const plan_request *r, const sizes *s, plan *p) {
         {BLOCK, {"weights and statistics, smoothed", smooths ? 4 * s->block + s->hessian * s->sum_k2 : 0, 0}},
         {BLOCK, {"statistics as read from the store", 0, r->from_store ? s->hessian * s->sum_k2 : 0}},
         {BLOCK | WRITING, {"packed results of a block", 0, s->packed}},
-        {WRITING, {"a tensor on its way to the file", 0, larger(s->source * s->largest, s->packed)}},
+        {WRITING, {"a tensor on its way to the file", 0, larger(written_bytes(r, s), s->packed)}},
     };
     for (int moment = 0; moment < 3; moment++) {
         double device = 0, host = 0;
@@ -214,11 +226,16 @@ static ql_status count_disk(const plan_request *r, ql_arena *arena, plan *p) {
     ql_dtype dtype = dense && !r->source_is_f16 ? QL_BF16 : QL_F16;
     uint64_t files, size;
     bool dynamic = r->recipe->act_order == QL_ORDER_DYNAMIC && needs_hessian(r);
-    QL_TRY(scheme_make(r->recipe, r->format, r->modules, arena, &scheme));
-    QL_TRY(output_plan_make(r->config, dense ? NULL : &scheme, dtype, r->shard_size, arena, &out));
-    QL_TRY(output_plan_files_size(&out, &files));
-    p->output_bytes = out.tensor_bytes;
-    p->disk_bytes = files;
+    if (r->gguf) {
+        for (int64_t i = 0; i < r->gguf->count; i++) p->output_bytes += r->gguf->tensors[i].size;
+        p->disk_bytes = r->gguf_bytes;
+    } else {
+        QL_TRY(scheme_make(r->recipe, r->format, r->modules, arena, &scheme));
+        QL_TRY(output_plan_make(r->config, dense ? NULL : &scheme, dtype, r->shard_size, arena, &out));
+        QL_TRY(output_plan_files_size(&out, &files));
+        p->output_bytes = out.tensor_bytes;
+        p->disk_bytes = files;
+    }
     for (int64_t layer = 0; layer < r->config->layers; layer++) {
         QL_TRY(layer_file_size(r->config, layer, modules_rule(r->modules, layer, 0), dynamic,
                                r->recipe->smoothing != SMOOTHING_NONE, r->recipe->activations == ACTIVATIONS_STATIC,
@@ -231,8 +248,8 @@ static ql_status count_disk(const plan_request *r, ql_arena *arena, plan *p) {
 /* ---- work --------------------------------------------------------------------------------------------------------------------- */
 
 static void count_linear(const plan_request *r, const module_rule *rule, double n, double k, plan *p) {
-    double search =
-        n * k * (r->recipe->scale_search ? 80 * 6 : 6); /* some 80 scales per group, a few operations per weight each */
+    /* Some 80 scales per group, or 37 of a block with the codes of each, a few operations per weight each. */
+    double search = n * k * (rule->stored ? 37 * 12 : r->recipe->scale_search ? 80 * 6 : 6);
     p->phases[PLAN_GRID].flops += search;
     if (rule->method == METHOD_RTN || !needs_hessian(r)) return;
     p->phases[PLAN_SOLVE].flops += n * k * k;
@@ -272,7 +289,7 @@ static void count_work(const plan_request *r, const sizes *s, plan *p) {
         linear_shape(r->config, (linear_id)(i % LINEARS), &n, &k);
         if (!r->modules->rules[i].skip) count_linear(r, &r->modules->rules[i], (double)n, (double)k, p);
     }
-    if (needs_hessian(r)) count_forward(r, s, p);
+    if (has_rows(r)) count_forward(r, s, p);
 }
 
 static void count_seconds(const plan_rates *rates, plan *p) {

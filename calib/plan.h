@@ -51,7 +51,9 @@ typedef struct plan_request {
     statistics_mode mode;
     bool from_store; /* statistics come from a store: no rows */
     output_format format;
-    bool source_is_f16; /* a dense output then keeps the type; its name is a part of the headers */
+    const gguf_plan *gguf; /* OUTPUT_GGUF: its tensors, with their sizes */
+    uint64_t gguf_bytes;   /* ... and of the whole file */
+    bool source_is_f16;    /* a dense output then keeps the type; its name is a part of the headers */
     uint64_t shard_size;
     uint64_t source_bytes; /* of all tensors of the checkpoint; 0: not there, 16 bits are assumed */
     bool gpu;              /* the device has its own memory */
@@ -72,7 +74,7 @@ enum { PLAN_MEMORY_ROWS = 14, PLAN_MAX_REASONS = 8 };
 
 typedef struct plan {
     uint64_t output_bytes, hessian_bytes, peak_device_bytes, peak_host_bytes; /* output: of the tensors */
-    uint64_t disk_bytes; /* safetensors files of the output and of the work directory, headers included */
+    uint64_t disk_bytes; /* files of weights of the output and of the work directory, headers included */
     double seconds;
     bool measured;
     plan_phase phases[PLAN_PHASES];

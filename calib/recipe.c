@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "formats/stats.h"
 #include "host/status.h"
 
 const char *const method_names[METHODS] = {[METHOD_RTN] = "rtn", [METHOD_GPTQ] = "gptq"};
@@ -15,7 +16,8 @@ const char *const act_order_names[3] = {
 const char *const smoothing_names[SMOOTHINGS] = {
     [SMOOTHING_NONE] = "none", [SMOOTHING_AWQ] = "awq", [SMOOTHING_SMOOTHQUANT] = "smoothquant"};
 
-const char *const type_names[CODE_TYPES] = {[CODE_INT] = "int", [CODE_E4M3] = "fp8", [CODE_NF4] = "nf4"};
+const char *const type_names[CODE_TYPES] = {
+    [CODE_INT] = "int", [CODE_E4M3] = "fp8", [CODE_NF4] = "nf4", [CODE_BLOCKS] = "gguf"};
 const char *const activation_names[ACTIVATION_MODES] = {
     [ACTIVATIONS_16] = "none", [ACTIVATIONS_TOKEN] = "token", [ACTIVATIONS_STATIC] = "static"};
 
@@ -28,6 +30,7 @@ void recipe_defaults(recipe *r) {
         .sequential = true,
         .scale_search = true,
         .act_order = QL_ORDER_STATIC,
+        .mix = MIX_Q4_K_M,
         .damp = 0.05,
         .drift = 0.75,
         .refine = 4,
@@ -106,7 +109,25 @@ static ql_status settle_type(recipe *r) {
     return QL_OK;
 }
 
+/* A kind of file fixes the type of each of its tensors. */
+static ql_status settle_blocks(recipe *r) {
+    const char *mix = gguf_mix_name(r->mix);
+    int bits = gguf_bits(gguf_mix_type(r->mix));
+    int64_t group = gguf_group(gguf_mix_type(r->mix));
+    if (!(r->asked & ASKED_METHOD)) r->base.method = METHOD_RTN;
+    if (!(r->asked & ASKED_BITS)) r->base.bits = bits;
+    if (!(r->asked & ASKED_GROUP)) r->base.group = group;
+    if (r->base.method != METHOD_RTN || r->base.bits != bits || r->base.group != group)
+        return ql_fail(QL_MISMATCH, "mix %s: has method rtn, %d bits and group_size %lld", mix, bits, (long long)group);
+    if (r->literature || r->clip || r->smoothing != SMOOTHING_NONE || r->activations != ACTIVATIONS_16)
+        return ql_fail(QL_MISMATCH, "mix %s: goes with neither literature, clip, smoothing nor activations", mix);
+    if (r->n_overrides > 0)
+        return ql_fail(QL_MISMATCH, "mix %s: says itself how each tensor is stored; drop the overrides", mix);
+    return QL_OK;
+}
+
 ql_status recipe_check(recipe *r) {
+    if (r->base.type == CODE_BLOCKS) return settle_blocks(r);
     QL_TRY(settle_type(r));
     if (r->literature) QL_TRY(settle_literature(r));
     QL_TRY(check_smoothing(r));
@@ -183,13 +204,14 @@ ql_status recipe_matches(const recipe_override *o, const char *module, bool *mat
                    reason);
 }
 
-bool recipe_needs_data(const recipe *r) {
-    bool needs = r->base.method != METHOD_RTN || r->clip || recipe_needs_moments(r);
-    for (int i = 0; i < r->n_overrides; i++) {
-        const recipe_override *o = &r->overrides[i];
-        needs = needs || (o->has_method && o->rule.method != METHOD_RTN);
-    }
-    return needs;
+bool recipe_needs_data(const recipe *r) { return r->base.type != CODE_BLOCKS && recipe_statistics(r) != 0; }
+
+int recipe_statistics(const recipe *r) {
+    bool importance = r->base.type == CODE_BLOCKS && gguf_mix_reads_importance(r->mix);
+    bool hessian = r->base.method != METHOD_RTN || r->clip || r->smoothing != SMOOTHING_NONE;
+    for (int i = 0; i < r->n_overrides; i++)
+        hessian = hessian || (r->overrides[i].has_method && r->overrides[i].rule.method != METHOD_RTN);
+    return (hessian ? STATS_HESSIAN : 0) | (importance || recipe_needs_moments(r) ? STATS_MOMENTS : 0);
 }
 
 ql_status recipe_rule(const recipe *r, const char *module, module_rule *rule) {
@@ -252,16 +274,17 @@ static void alpha_text(char text[32], double alpha) {
 }
 
 ql_status recipe_yaml(const recipe *r, ql_arena *arena, char **text) {
-    char damp[32], drift[32], alpha[32];
+    char damp[32], drift[32], alpha[32], mix[32] = "";
+    if (r->base.type == CODE_BLOCKS) snprintf(mix, sizeof mix, "mix: %s\n", gguf_mix_name(r->mix));
     exact_real(damp, r->damp);
     exact_real(drift, r->drift);
     alpha_text(alpha, r->smooth_alpha);
     QL_TRY(ql_arena_format(
         arena, text,
-        "version: 1\nmethod: %s\ntype: %s\nbits: %d\ngroup_size: %lld\nsymmetric: %s\nact_order: %s\n"
+        "version: 1\nmethod: %s\ntype: %s\n%sbits: %d\ngroup_size: %lld\nsymmetric: %s\nact_order: %s\n"
         "sequential: %s\ndamp: %s\ndrift: %s\nrefine: %lld\nscale_search: %s\nclip: %s\n"
         "activations: %s\nsmoothing: %s\nsmooth_alpha: %s\nliterature: %s\n%s",
-        method_names[r->base.method], type_names[r->base.type], r->base.bits, (long long)r->base.group,
+        method_names[r->base.method], type_names[r->base.type], mix, r->base.bits, (long long)r->base.group,
         yes(r->symmetric), act_order_names[r->act_order], yes(r->sequential), damp, drift, (long long)r->refine,
         yes(r->scale_search), yes(r->clip), activation_names[r->activations], smoothing_names[r->smoothing], alpha,
         yes(r->literature), r->n_overrides ? "overrides:\n" : ""));
@@ -286,11 +309,13 @@ json_t *recipe_json(const recipe *r) {
         }
     char alpha[32];
     alpha_text(alpha, r->smooth_alpha);
-    return json_pack("{s:i, s:s, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:f, s:I, s:b, s:b, s:s, s:s, s:s, s:b, s:o}",
-                     "version", 1, "method", method_names[r->base.method], "type", type_names[r->base.type], "bits",
-                     r->base.bits, "group_size", (json_int_t)r->base.group, "symmetric", r->symmetric, "act_order",
-                     act_order_names[r->act_order], "sequential", r->sequential, "damp", r->damp, "drift", r->drift,
-                     "refine", (json_int_t)r->refine, "scale_search", r->scale_search, "clip", r->clip, "activations",
-                     activation_names[r->activations], "smoothing", smoothing_names[r->smoothing], "smooth_alpha",
-                     alpha, "literature", r->literature, "overrides", overrides);
+    json_t *object = json_pack(
+        "{s:i, s:s, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:f, s:I, s:b, s:b, s:s, s:s, s:s, s:b, s:o}", "version", 1,
+        "method", method_names[r->base.method], "type", type_names[r->base.type], "bits", r->base.bits, "group_size",
+        (json_int_t)r->base.group, "symmetric", r->symmetric, "act_order", act_order_names[r->act_order], "sequential",
+        r->sequential, "damp", r->damp, "drift", r->drift, "refine", (json_int_t)r->refine, "scale_search",
+        r->scale_search, "clip", r->clip, "activations", activation_names[r->activations], "smoothing",
+        smoothing_names[r->smoothing], "smooth_alpha", alpha, "literature", r->literature, "overrides", overrides);
+    if (object && r->base.type == CODE_BLOCKS) json_object_set_new(object, "mix", json_string(gguf_mix_name(r->mix)));
+    return object;
 }

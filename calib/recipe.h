@@ -5,7 +5,8 @@
  *   scheme: W4A16-GPTQ-g128          # a preset, or the keys below
  *   method: gptq                     # rtn, gptq
  *   bits: 4
- *   type: int                        # int; fp8: E4M3, rounded to nearest; then bits are 8 and group_size -1 unless given
+ *   type: int                        # int; fp8: E4M3, rounded to nearest; then bits are 8 and group_size -1 unless given; nf4; gguf
+ *   mix: Q4_K_M                      # gguf: the kind of file; bits and group_size follow
  *   group_size: 128                  # 32, 64, 128, -1: one scale per row; 8 bits also -2: per tensor; fp8: 128 are 128 x 128 blocks
  *   activations: none                # token: inputs in 8 bits, a scale per token; static: a scale from calibration
  *   symmetric: true
@@ -29,6 +30,7 @@
 #define CALIB_RECIPE_H
 
 #include "formats/layout.h"
+#include "formats/layout_gguf.h"
 
 typedef enum method_id { METHOD_RTN, METHOD_GPTQ, METHODS } method_id;
 extern const char *const method_names[METHODS];
@@ -46,8 +48,9 @@ typedef struct module_rule {
     method_id method;
     code_type type; /* the same for all modules */
     int bits;
-    int64_t group; /* GROUP_ROW, GROUP_TENSOR or inputs */
-    bool skip;     /* stays in 16 bits */
+    int64_t group;           /* GROUP_ROW, GROUP_TENSOR or inputs */
+    bool skip;               /* stays in 16 bits */
+    const gguf_type *stored; /* CODE_BLOCKS: what the mix has for it, once modules are resolved */
 } module_rule;
 
 /* For the modules that a regex matches, what differs from the base rule. */
@@ -75,6 +78,7 @@ typedef struct recipe {
     module_rule base;
     bool symmetric, sequential, scale_search, literature, clip;
     activation_mode activations;
+    gguf_mix mix; /* CODE_BLOCKS */
     smoothing_id smoothing;
     double smooth_alpha; /* SMOOTH_ALPHA_* or the exponent itself */
     ql_act_order act_order;
@@ -108,6 +112,9 @@ static inline bool recipe_needs_moments(const recipe *r) {
 
 /* Does any module's result depend on statistics? */
 bool recipe_needs_data(const recipe *r);
+
+/* Statistics that the recipe reads where there are any, STATS_*: blocks of GGUF can do without. */
+int recipe_statistics(const recipe *r);
 
 /* The rule for one module.  QL_MISMATCH if a regex hits its match limit. */
 ql_status recipe_rule(const recipe *r, const char *module, module_rule *rule);

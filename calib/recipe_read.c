@@ -17,6 +17,7 @@ enum {
     KEY_SCHEME,
     KEY_METHOD,
     KEY_TYPE,
+    KEY_MIX,
     KEY_BITS,
     KEY_GROUP_SIZE,
     KEY_SYMMETRIC,
@@ -33,10 +34,10 @@ enum {
     KEY_LITERATURE,
     KEY_OVERRIDES,
 };
-static const char *const recipe_keys[] = {"version",    "scheme",       "method",       "type",       "bits",
-                                          "group_size", "symmetric",    "act_order",    "sequential", "damp",
-                                          "drift",      "refine",       "scale_search", "clip",       "activations",
-                                          "smoothing",  "smooth_alpha", "literature",   "overrides",  NULL};
+static const char *const recipe_keys[] = {
+    "version",   "scheme",      "method",     "type",         "mix",        "bits",      "group_size",
+    "symmetric", "act_order",   "sequential", "damp",         "drift",      "refine",    "scale_search",
+    "clip",      "activations", "smoothing",  "smooth_alpha", "literature", "overrides", NULL};
 
 enum { KEY_MATCH, KEY_OVERRIDE_BITS, KEY_OVERRIDE_GROUP_SIZE, KEY_OVERRIDE_METHOD, KEY_SKIP };
 static const char *const override_keys[] = {"match", "bits", "group_size", "method", "skip", NULL};
@@ -261,6 +262,15 @@ static ql_status take_type(const reader *r) {
     return QL_OK;
 }
 
+static ql_status take_mix(const reader *r) {
+    QL_TRY(need_scalar(r, "mix", "a kind of GGUF file"));
+    gguf_mix mix = gguf_mix_of(text_of(r));
+    if (mix == GGUF_MIX_COUNT)
+        return REFUSE(r, "mix \"%.60s\": expected a kind of GGUF file, for instance Q4_K_M", text_of(r));
+    r->recipe->mix = mix;
+    return QL_OK;
+}
+
 static ql_status take_activations(const reader *r) {
     int value = 0;
     QL_TRY(take_word(r, "activations", activation_names, ACTIVATION_MODES, &value));
@@ -295,6 +305,7 @@ static ql_status take_recipe_value(reader *r, int key, unsigned seen, void *to) 
     case KEY_SCHEME: return take_scheme(r);
     case KEY_METHOD: into->asked |= ASKED_METHOD; return take_method(r, &into->base.method);
     case KEY_TYPE: return take_type(r);
+    case KEY_MIX: return take_mix(r);
     case KEY_BITS: into->asked |= ASKED_BITS; return take_bits(r, "bits", &into->base.bits);
     case KEY_GROUP_SIZE: into->asked |= ASKED_GROUP; return take_int(r, "group_size", &into->base.group);
     case KEY_SYMMETRIC: return take_bool(r, "symmetric", &into->symmetric);

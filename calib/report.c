@@ -11,6 +11,7 @@ static json_t *report_module(const qmodule *q, const linear_record *r) {
     json_t *j = json_pack("{s:s, s:I, s:I, s:i, s:I, s:s, s:f, s:I, s:s?}", "name", q->name, "n", (json_int_t)q->n, "k",
                           (json_int_t)q->k, "bits", q->bits, "group_size", (json_int_t)q->group, "method", r->method,
                           "damp", r->damp, "dead_columns", (json_int_t)r->dead, "fallback", r->fallback);
+    if (q->type == CODE_BLOCKS) json_object_set_new(j, "stored", json_string(q->stored->name));
     json_object_set_new(j, "loss", real_or_null(r->loss));
     json_object_set_new(j, "rtn_loss", real_or_null(r->rtn_loss));
     json_object_set_new(j, "relative_error", r->norm > 0 ? real_or_null(r->loss / r->norm) : json_null());
@@ -76,7 +77,8 @@ static void print_module(const json_t *module) {
     double rtn = number(module, "rtn_loss");
     char shape[32], scheme[32];
     snprintf(shape, sizeof shape, "%.0fx%.0f", number(module, "n"), number(module, "k"));
-    snprintf(scheme, sizeof scheme, "w%.0fg%.0f", number(module, "bits"), number(module, "group_size"));
+    if (json_object_get(module, "stored")) snprintf(scheme, sizeof scheme, "%s", text(module, "stored"));
+    else snprintf(scheme, sizeof scheme, "w%.0fg%.0f", number(module, "bits"), number(module, "group_size"));
     if (!json_object_get(module, "method")) printf("%-40s %14s %9s\n", text(module, "name"), shape, "16 bit");
     else
         printf("%-40s %14s %9s %6s %12.3e %10.3f\n", text(module, "name"), shape, scheme, text(module, "method"),

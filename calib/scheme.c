@@ -1,10 +1,15 @@
 #include "calib/scheme.h"
 
 const char *const output_format_names[] = {
-    [OUTPUT_GPTQ] = "gptq",   [OUTPUT_GPTQ_V2] = "gptq_v2",
-    [OUTPUT_AWQ] = "awq",     [OUTPUT_COMPRESSED] = "compressed-tensors",
-    [OUTPUT_FP8] = "fp8",     [OUTPUT_BITSANDBYTES] = "bitsandbytes",
-    [OUTPUT_DENSE] = "dense", NULL,
+    [OUTPUT_GPTQ] = "gptq",
+    [OUTPUT_GPTQ_V2] = "gptq_v2",
+    [OUTPUT_AWQ] = "awq",
+    [OUTPUT_COMPRESSED] = "compressed-tensors",
+    [OUTPUT_FP8] = "fp8",
+    [OUTPUT_BITSANDBYTES] = "bitsandbytes",
+    [OUTPUT_DENSE] = "dense",
+    [OUTPUT_GGUF] = "gguf",
+    NULL,
 };
 
 layout_id output_layout(output_format format) {
@@ -15,6 +20,14 @@ layout_id output_layout(output_format format) {
     case OUTPUT_BITSANDBYTES: return LAYOUT_BITSANDBYTES;
     default: return LAYOUT_GPTQ;
     }
+}
+
+ql_status scheme_check_format(const recipe *r, output_format format) {
+    if ((r->base.type == CODE_BLOCKS) == (format == OUTPUT_GGUF)) return QL_OK;
+    if (format == OUTPUT_GGUF)
+        return ql_fail(QL_MISMATCH, "format gguf: holds one of its own mixes, for instance --scheme Q4_K_M");
+    return ql_fail(QL_MISMATCH, "mix %s: is a GGUF file, not one of format %s", gguf_mix_name(r->mix),
+                   output_format_names[format]);
 }
 
 /* Modules whose bits or group are not the base rule's, by name. */

@@ -4,12 +4,28 @@
 #include <string.h>
 
 const char *const scheme_names[] = {
-    "W4A16-GPTQ-g128", "W4A16-GPTQ-g64",  "W4A16-GPTQ-g32",
-    "W4A16-GPTQ",      "W8A16-GPTQ-g128", "W8A16-GPTQ",
-    "W3A16-GPTQ-g128", "W2A16-GPTQ-g64",  "W4A16-AWQ",
-    "W4A16-AWQ-g64",   "W4A16-AWQ-g32",   "W4A16-RTN-g128",
-    "W8A16-RTN-g128",  "W8A8-INT8",       "FP8",
-    "FP8-static",      "FP8-block",       NULL,
+    "W4A16-GPTQ-g128",
+    "W4A16-GPTQ-g64",
+    "W4A16-GPTQ-g32",
+    "W4A16-GPTQ",
+    "W8A16-GPTQ-g128",
+    "W8A16-GPTQ",
+    "W3A16-GPTQ-g128",
+    "W2A16-GPTQ-g64",
+    "W4A16-AWQ",
+    "W4A16-AWQ-g64",
+    "W4A16-AWQ-g32",
+    "W4A16-RTN-g128",
+    "W8A16-RTN-g128",
+    "W8A8-INT8",
+    "FP8",
+    "FP8-static",
+    "FP8-block",
+    "NF4",
+#define MIX_NAME(id, name, file_type, number) name,
+    GGUF_MIXES(MIX_NAME)
+#undef MIX_NAME
+        NULL,
 };
 
 /* ---- W4A16-GPTQ-g128 and its kind -------------------------------------------------------------------------------------------- */
@@ -69,35 +85,35 @@ static const fixed_scheme fixed[] = {
     {"W8A8-INT8",
      "row",
      "vllm,transformers",
-     {METHOD_GPTQ, CODE_INT, 8, GROUP_ROW, false},
+     {METHOD_GPTQ, CODE_INT, 8, GROUP_ROW, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_SMOOTHQUANT,
      OUTPUT_COMPRESSED},
     {"FP8",
      "row",
      "vllm,transformers",
-     {METHOD_RTN, CODE_E4M3, 8, GROUP_ROW, false},
+     {METHOD_RTN, CODE_E4M3, 8, GROUP_ROW, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_NONE,
      OUTPUT_COMPRESSED},
     {"FP8-static",
      "tensor",
      "vllm,transformers",
-     {METHOD_RTN, CODE_E4M3, 8, GROUP_TENSOR, false},
+     {METHOD_RTN, CODE_E4M3, 8, GROUP_TENSOR, false, NULL},
      ACTIVATIONS_STATIC,
      SMOOTHING_NONE,
      OUTPUT_COMPRESSED},
     {"FP8-block",
      "block 128x128",
      "vllm,transformers",
-     {METHOD_RTN, CODE_E4M3, 8, FP8_BLOCK, false},
+     {METHOD_RTN, CODE_E4M3, 8, FP8_BLOCK, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_NONE,
      OUTPUT_FP8},
     {"NF4",
      "block 64",
      "transformers,vllm",
-     {METHOD_RTN, CODE_NF4, 4, 64, false},
+     {METHOD_RTN, CODE_NF4, 4, 64, false, NULL},
      ACTIVATIONS_16,
      SMOOTHING_NONE,
      OUTPUT_BITSANDBYTES},
@@ -117,16 +133,58 @@ static bool set_fixed(const char *name, named_scheme *s) {
     return false;
 }
 
+/* ---- GGUF ------------------------------------------------------------------------------------------------------------------- */
+
+static bool set_mix(const char *name, named_scheme *s) {
+    gguf_mix mix = gguf_mix_of(name);
+    if (mix == GGUF_MIX_COUNT) return false;
+    const gguf_type *type = gguf_mix_type(mix);
+    s->granularity = type->count == 1 ? "none" : type->count == 32 ? "block 32" : "block 256";
+    s->targets = "llama.cpp,ollama";
+    s->format = OUTPUT_GGUF;
+    s->recipe.mix = mix;
+    s->recipe.base =
+        (module_rule){.method = METHOD_RTN, .type = CODE_BLOCKS, .bits = gguf_bits(type), .group = gguf_group(type)};
+    return true;
+}
+
+/* The linears of Llama-3-8B: which tensors of a mix get more bits depends on the layer. */
+static double bits_of_mix(gguf_mix mix) {
+    static const model_config usual = {.arch = ARCH_LLAMA,
+                                       .layers = 32,
+                                       .hidden = 4096,
+                                       .intermediate = 14336,
+                                       .heads = 32,
+                                       .kv_heads = 8,
+                                       .head_dim = 128,
+                                       .vocab = 128256};
+    double bytes = 0, weights = 0;
+    gguf_plan plan;
+    ql_arena *arena;
+    if (ql_arena_open(NULL, &arena) != QL_OK) return 0;
+    ql_status status = gguf_plan_make(&usual, mix, false, arena, &plan);
+    for (int64_t i = 0; status == QL_OK && i < plan.count; i++) {
+        const gguf_entry *e = &plan.entries[i];
+        if (e->tensor.rank != 2 || strncmp(e->tensor.name, "blk.", 4) != 0) continue;
+        weights += (double)e->n * (double)e->k;
+        bytes += (double)e->n * (double)gguf_row_bytes(e->tensor.type, e->k);
+    }
+    ql_arena_close(arena);
+    return weights > 0 ? 8 * bytes / weights : 0;
+}
+
 ql_status scheme_find(const char *name, named_scheme *out) {
     integer_name integer;
     *out = (named_scheme){.targets = ""};
     recipe_defaults(&out->recipe);
     out->recipe.asked |= ASKED_METHOD | ASKED_BITS | ASKED_GROUP;
-    if (set_fixed(name, out) || (parse_integer(name, &integer) && set_integer(&integer, out))) return QL_OK;
+    if (set_fixed(name, out) || set_mix(name, out) || (parse_integer(name, &integer) && set_integer(&integer, out)))
+        return QL_OK;
     return ql_fail(
         QL_USAGE,
         "scheme \"%.60s\": expected W2A16, W3A16, W4A16 or W8A16 with -GPTQ or -RTN, or W4A16-AWQ, then -g32, -g64, "
-        "-g128 or nothing; or W8A8-INT8, FP8, FP8-static, FP8-block, NF4; for instance W4A16-GPTQ-g128; qalib schemes "
+        "-g128 or nothing; or W8A8-INT8, FP8, FP8-static, FP8-block, NF4; or a GGUF file, Q4_K_M and its kind; for "
+        "instance W4A16-GPTQ-g128; qalib schemes "
         "lists them",
         name);
 }
@@ -137,6 +195,7 @@ statistics_mode scheme_statistics(const recipe *r) {
 
 double scheme_bits_per_weight(const recipe *r, int64_t k) {
     const module_rule *rule = &r->base;
+    if (rule->type == CODE_BLOCKS) return bits_of_mix(r->mix);
     double scale = rule->type == CODE_INT && r->activations == ACTIVATIONS_16 ? 16 : 32;
     double zero = rule->type == CODE_INT && r->activations == ACTIVATIONS_16 ? rule->bits : 0;
     if (rule->group == GROUP_TENSOR) return rule->bits;

@@ -6,6 +6,7 @@
  *   FP8                   E4M3 per row, inputs per token; FP8-static: per tensor, both: compressed-tensors
  *   FP8-block             E4M3 in blocks of 128 x 128: fp8
  *   NF4                   4-bit normal float in blocks of 64, nested scales: bitsandbytes
+ *   Q4_K_M                and the other mixes of formats/layout_gguf.h: one GGUF file, with the importance of inputs where there are data
  *
  * A scheme fixes recipe, file format and statistics, so that its output is the same bytes wherever it is asked for.
  */
@@ -28,7 +29,7 @@ ql_status scheme_find(const char *name, named_scheme *out);
 /* Full precision, shared by all in one pass; propagated for GPTQ below 4 bits, whose errors are large enough to gain by it. */
 statistics_mode scheme_statistics(const recipe *r);
 
-/* Bits of a weight in a row of k, scales and zero points included. */
+/* Bits of a weight in a row of k, scales and zero points included; of a mix, in the blocks of an 8B model. */
 double scheme_bits_per_weight(const recipe *r, int64_t k);
 
 /* The usual names, NULL-terminated. */

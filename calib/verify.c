@@ -243,7 +243,10 @@ ql_status verify_directory(const char *dir, const char *base, ql_arena *arena, v
     checkpoint *ck = NULL, *base_ck = NULL;
     model_config config;
     layout_scheme scheme;
-    QL_TRY(check_files(&v));
+    char *gguf;
+    QL_TRY(gguf_model_file(dir, arena, &gguf));
+    if (!gguf || strcmp(gguf, dir) != 0) QL_TRY(check_files(&v));
+    if (gguf) return verify_gguf(&v, gguf, base);
     ql_status status = checkpoint_open(dir, &ck);
     v.ck = ck;
     if (status == QL_OK) status = check_structure(&v, &config, &scheme);

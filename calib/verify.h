@@ -1,6 +1,7 @@
 /* Is a directory what it says?  By hash (every line of SHA256SUMS), by structure (the tensors that config.json and the scheme
  * imply, no others, exact shapes; index; no stray shards), by numbers (scales, zero points, groups, finite values), and if a base
- * is given by the error of the decoded weights.  Works on files of other tools and on dense checkpoints too.
+ * is given by the error of the decoded weights.  Works on files of other tools and on dense checkpoints too.  A GGUF file, alone or in
+ * a directory, is judged by its keys instead of config.json.
  *
  *   verify_result result;
  *   QL_TRY(verify_directory(dir, NULL, arena, &result));     // a mismatch is a finding, not a failure

@@ -30,6 +30,9 @@ ql_status verify_read_floats(verifier *v, const checkpoint *ck, const st_tensor 
 ql_status verify_find_smoothing(verifier *v);
 ql_status verify_smooth(verifier *v, int64_t layer, linear_id id, const float *w, float *base);
 
+/* A GGUF file instead of config.json and shards: keys, types, every tensor decoded. */
+ql_status verify_gguf(verifier *v, const char *path, const char *base);
+
 /* Every number: quantized modules, then all other tensors. */
 ql_status verify_weights(verifier *v);
 

@@ -265,7 +265,6 @@ static ql_status open_weights(checkpoint *ck) {
 /* ---- public ------------------------------------------------------------------------------------------------------------ */
 
 static ql_status open_dir(checkpoint *ck, const char *dir) {
-    QL_TRY(ql_arena_open(NULL, &ck->arena));
     QL_TRY(ql_arena_string(ck->arena, dir, &ck->dir));
     QL_TRY(find_root(ck));
     if (!exists(ck, "config.json"))
@@ -276,7 +275,6 @@ static ql_status open_dir(checkpoint *ck, const char *dir) {
 
 /* A file instead of a directory: what it says about itself stands in for config.json and index. */
 static ql_status open_file(checkpoint *ck, const char *path) {
-    QL_TRY(ql_arena_open(NULL, &ck->arena));
     QL_TRY(ql_arena_string(ck->arena, path, &ck->dir));
     QL_TRY(ql_arena_string(ck->arena, path, &ck->root));
     QL_TRY(gguf_checkpoint_open(path, ck->arena, &ck->gguf, &ck->config, &ck->tensors, &ck->count));
@@ -290,7 +288,10 @@ ql_status checkpoint_open(const char *dir, checkpoint **out) {
     checkpoint *ck = ql_malloc(sizeof *ck);
     if (!ck) return ql_fail(QL_NOMEM, "%s: no memory", dir);
     *ck = (checkpoint){0};
-    ql_status status = gguf_is_file(dir) ? open_file(ck, dir) : open_dir(ck, dir);
+    char *file = NULL;
+    ql_status status = ql_arena_open(NULL, &ck->arena);
+    if (status == QL_OK) status = gguf_model_file(dir, ck->arena, &file);
+    if (status == QL_OK) status = file ? open_file(ck, file) : open_dir(ck, dir);
     if (status == QL_OK) *out = ck;
     else checkpoint_close(ck);
     return status;

@@ -3,7 +3,7 @@
  * The index decides which file holds a tensor; every claim of it is checked.  Several shards without an index are an incomplete
  * download.  Symlinks are followed within the directory or, for a Hugging Face cache (files of snapshots/REV point into ../../blobs), within
  * that cache.  Pickles, archives, HTML pages and Git-LFS pointers are named as what they are.
- * A GGUF file is a checkpoint too: its tensors appear under the names of Hugging Face, as F32, decoded when they are read.
+ * A GGUF file (or a directory that holds model.gguf and no config.json) is a checkpoint too: its tensors appear under the names of Hugging Face, as F32, decoded when they are read.
  */
 #ifndef FORMATS_CHECKPOINT_H
 #define FORMATS_CHECKPOINT_H

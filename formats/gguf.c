@@ -348,6 +348,15 @@ bool gguf_is_file(const char *path) {
     return is;
 }
 
+ql_status gguf_model_file(const char *path, ql_arena *arena, char **file) {
+    char *config;
+    if (gguf_is_file(path)) return ql_arena_string(arena, path, file);
+    QL_TRY(ql_arena_format(arena, &config, "%s/config.json", path));
+    QL_TRY(ql_arena_format(arena, file, "%s/" GGUF_MODEL, path));
+    if (ql_path_exists(config) || !gguf_is_file(*file)) *file = NULL;
+    return QL_OK;
+}
+
 /* ---- values ---------------------------------------------------------------------------------------------------------------- */
 
 const gguf_key *gguf_key_of(const gguf_file *file, const char *name) {

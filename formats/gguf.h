@@ -47,6 +47,7 @@ typedef struct gguf_type {
 const gguf_type *gguf_type_of(uint32_t number); /* NULL if there is none */
 const gguf_type *gguf_dtype(ql_dtype dtype);
 const gguf_type *gguf_block(ql_block_type block);
+static inline int64_t gguf_row_bytes(const gguf_type *type, int64_t k) { return k / type->count * type->bytes; }
 
 typedef struct gguf_tensor {
     const char *name;
@@ -81,6 +82,9 @@ void gguf_close(gguf_file *file);
 ql_status gguf_read(const gguf_file *file, const gguf_tensor *tensor, void *data); /* tensor->size bytes */
 const gguf_tensor *gguf_find(const gguf_file *file, const char *name);
 bool gguf_is_file(const char *path); /* does it begin like one? */
+/* What a path to a model stands for: the file itself, or model.gguf of a directory that has no config.json; *file NULL: neither. */
+#define GGUF_MODEL "model.gguf"
+ql_status gguf_model_file(const char *path, ql_arena *arena, char **file);
 
 /* Values.  Where *_or is asked, a missing key leaves the value as it is; a wrong type is QL_FORMAT. */
 const gguf_key *gguf_key_of(const gguf_file *file, const char *name); /* NULL if there is none */

@@ -19,6 +19,10 @@ const imatrix_entry *imatrix_find(const imatrix *matrix, const char *name) {
     return bsearch(&key, matrix->entries, (size_t)matrix->count, sizeof key, by_name);
 }
 
+void imatrix_mean(const double *sum_sq, uint64_t count, int64_t k, float *mean) {
+    for (int64_t i = 0; i < k; i++) mean[i] = count ? (float)sum_sq[i] / (float)count : 1.0f;
+}
+
 void imatrix_weights(const imatrix_entry *entry, float *weights) {
     double mean = 0;
     for (int64_t i = 0; i < entry->k; i++) mean += entry->mean[i] / (double)entry->k;
@@ -213,10 +217,18 @@ static ql_status name_tensors(const imatrix *matrix, ql_arena *arena, gguf_tenso
     return QL_OK;
 }
 
+/* The sum whose quotient is the mean again: a product may be one place off. */
+static float sum_of(float mean, float count) {
+    float sum = mean * count;
+    if (count > 0 && sum / count < mean) sum = nextafterf(sum, INFINITY);
+    else if (count > 0 && sum / count > mean) sum = nextafterf(sum, 0);
+    return sum;
+}
+
 static ql_status append(gguf_writer *writer, const imatrix_entry *e, ql_arena *arena) {
     float *sums, count = (float)e->count;
     QL_TRY(ql_take(arena, (size_t)e->k, sizeof *sums, &sums));
-    for (int64_t i = 0; i < e->k; i++) sums[i] = e->mean[i] * count;
+    for (int64_t i = 0; i < e->k; i++) sums[i] = sum_of(e->mean[i], count);
     QL_TRY(gguf_writer_append(writer, sums, (uint64_t)e->k * sizeof *sums));
     return gguf_writer_append(writer, &count, sizeof count);
 }

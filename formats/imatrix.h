@@ -29,6 +29,9 @@ ql_status imatrix_read(const char *path, ql_arena *arena, imatrix *out);
 /* The GGUF form; entries in their order. */
 ql_status imatrix_write(const char *path, const imatrix *matrix);
 
+/* The mean squares as a file of this form holds them, from sums over `count` inputs.   mean [k] */
+void imatrix_mean(const double *sum_sq, uint64_t count, int64_t k, float *mean);
+
 const imatrix_entry *imatrix_find(const imatrix *matrix, const char *name); /* NULL if there is none */
 
 /* Values as an encoder wants them: at least a millionth of their mean, because a block whose inputs are all dead would become

@@ -4,10 +4,12 @@
 #define FORMATS_LAYOUT_H
 
 #include "formats/checkpoint.h"
+#include "formats/gguf.h"
 #include "formats/model_config.h"
 
-/* What a code stands for: an integer beside a zero point, a number of 8 bits, an entry of the NF4 table. */
-typedef enum code_type { CODE_INT, CODE_E4M3, CODE_NF4, CODE_TYPES } code_type;
+/* What a code stands for: an integer beside a zero point, a number of 8 bits, an entry of the NF4 table; in GGUF codes and scales lie
+ * together in blocks. */
+typedef enum code_type { CODE_INT, CODE_E4M3, CODE_NF4, CODE_BLOCKS, CODE_TYPES } code_type;
 
 /* One quantized Linear in canonical form, host memory. */
 typedef struct qmodule {
@@ -20,9 +22,10 @@ typedef struct qmodule {
     float *scale;    /* [n][G], where a scale serves several rows repeated in each; FP16-representable for CODE_INT */
     uint8_t *zero;   /* CODE_INT: [n][G] */
     int32_t *g_idx;  /* [k], NULL: k / group */
-    float *input_scale; /* [1], of static activations; NULL: there is none */
-    uint8_t *absmax;    /* CODE_NF4: the scales as they are stored, one byte each (qmodule_nest) */
-    float *nested;      /* CODE_NF4: [ceil(scales/256)] scales of those, and last their offset */
+    float *input_scale;      /* [1], of static activations; NULL: there is none */
+    uint8_t *absmax;         /* CODE_NF4: the scales as they are stored, one byte each (qmodule_nest) */
+    float *nested;           /* CODE_NF4: [ceil(scales/256)] scales of those, and last their offset */
+    const gguf_type *stored; /* CODE_BLOCKS: codes are [n][gguf_row_bytes] of this type, nothing else is there */
 } qmodule;
 
 /* Number of scales: NF4 blocks run over the ends of rows. */

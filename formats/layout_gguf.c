@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "host/kquant.h"
+
 static const struct {
     const char *name;
     int file_type, number;
@@ -15,6 +17,19 @@ static const struct {
 
 const char *gguf_mix_name(gguf_mix mix) { return mixes[mix].name; }
 int gguf_mix_file_type(gguf_mix mix) { return mixes[mix].file_type; }
+
+const gguf_type *gguf_mix_type(gguf_mix mix) { return gguf_type_of((uint32_t)mixes[mix].number); }
+
+/* Values of 16 bits and Q8_0 are rounded one by one. */
+bool gguf_mix_reads_importance(gguf_mix mix) { return mix != MIX_F16 && mix != MIX_BF16 && mix != MIX_Q8_0; }
+
+int gguf_bits(const gguf_type *type) {
+    return type->block < QL_BLOCK_TYPE_COUNT ? ql_code_bits(type->block) : (int)(8 * type->bytes);
+}
+
+int64_t gguf_group(const gguf_type *type) {
+    return type->block < QL_BLOCK_TYPE_COUNT ? ql_sub_weights(type->block) : 1;
+}
 
 gguf_mix gguf_mix_of(const char *name) {
     gguf_mix mix = 0;
@@ -67,6 +82,8 @@ bool gguf_tensor_name(const char *source, char name[GGUF_NAME_SIZE]) {
     }
     return false;
 }
+
+bool gguf_is_linear(const gguf_entry *e) { return e->tensor.rank == 2 && strncmp(e->tensor.name, "blk.", 4) == 0; }
 
 /* ---- types --------------------------------------------------------------------------------------------------------------------- */
 

@@ -46,7 +46,13 @@ typedef enum gguf_mix {
 
 const char *gguf_mix_name(gguf_mix mix);
 int gguf_mix_file_type(gguf_mix mix);
-gguf_mix gguf_mix_of(const char *name); /* GGUF_MIX_COUNT: none */
+gguf_mix gguf_mix_of(const char *name);       /* GGUF_MIX_COUNT: none */
+const gguf_type *gguf_mix_type(gguf_mix mix); /* of most weights */
+/* Does a file of this kind depend on how much each input counts? */
+bool gguf_mix_reads_importance(gguf_mix mix);
+
+int gguf_bits(const gguf_type *type);      /* of a code, scales not counted */
+int64_t gguf_group(const gguf_type *type); /* weights that share a scale; 1: every one stands for itself */
 
 /* One tensor of the file and where it comes from. */
 typedef struct gguf_entry {
@@ -72,6 +78,9 @@ const char *gguf_obstacle(const model_config *config);
  * QL_MISMATCH with the obstacle. */
 ql_status gguf_plan_make(const model_config *config, gguf_mix mix, bool important, ql_arena *arena, gguf_plan *out);
 
+/* Is it a linear of a layer? */
+bool gguf_is_linear(const gguf_entry *entry);
+
 /* The name of a tensor of the checkpoint in GGUF; false if it has none. */
 bool gguf_tensor_name(const char *source, char name[GGUF_NAME_SIZE]);
 
@@ -92,9 +101,22 @@ typedef struct gguf_source {
     void *user;
     ql_ctx *ctx;            /* encodes; its memory is the host's */
     const imatrix *weights; /* or NULL */
+    /* Bytes that were made before, [n][gguf_row_bytes], rows in the order of the checkpoint, good until the next call; *bytes stays NULL
+     * where values are to be encoded.  May be NULL. */
+    ql_status (*encoded)(void *user, const gguf_entry *entry, void **bytes);
 } gguf_source;
 
+/* Has every linear its entry of the right width, and does every entry belong to this model?  QL_MISMATCH. */
+ql_status gguf_check_importance(const gguf_plan *plan, const imatrix *matrix);
+/* A file that was made with it has this key: how many weights. */
+#define GGUF_IMPORTANCE_KEY "quantize.imatrix.entries_count"
+
 ql_status gguf_values_of_checkpoint(void *checkpoint, const gguf_entry *entry, float *w);
+
+/* Could gguf_save write all but the linears of the layers?  QL_FORMAT or QL_MISMATCH as there; writes nothing. */
+ql_status gguf_check_rest(const gguf_plan *plan, const gguf_source *source);
+/* QL_MISMATCH if a scale of rows that were just encoded is beyond F16.   bytes [n][gguf_row_bytes] */
+ql_status gguf_check_encoded(const gguf_type *type, const char *name, const void *bytes, int64_t n, int64_t k);
 
 /* Every tensor of the plan into one file.  QL_FORMAT for values that are not finite, QL_MISMATCH for values whose scale does not fit
  * into binary16; the sentence names the tensor. */
@@ -105,8 +127,11 @@ ql_status gguf_save(const char *path, const gguf_plan *plan, const gguf_meta *me
  * qalib does not decode. */
 ql_status gguf_decode(ql_ctx *ctx, const gguf_file *file, const gguf_tensor *tensor, int64_t heads, float *w);
 
-/* The file holds the tensors of the plan and nothing else, and each of them is as near to the source as its type can be. */
-ql_status gguf_verify(const gguf_file *file, const gguf_plan *plan, const gguf_source *source);
+/* Is this tensor in the file as the plan has it, finite, and as near to the source as its type can be (gguf_most_error)?  QL_FORMAT
+ * says what is wrong.  source->values NULL: there is nothing to compare with.  error: difference over norm, 0 without. */
+ql_status gguf_verify_tensor(const gguf_file *file, const gguf_plan *plan, const gguf_source *source,
+                             const gguf_entry *entry, double *error);
+double gguf_most_error(const gguf_type *type);
 
 /* config.json as it follows from the metadata (json_decref). */
 ql_status gguf_config(const gguf_file *file, json_t **config);

@@ -14,30 +14,28 @@ static int64_t source_row(int64_t row, int64_t rows, int64_t heads) {
     return row - in_head + in_head % 2 * (d / 2) + in_head / 2;
 }
 
-/* to = from with rows moved, for a file (`writing`) or back.   [rows][cols]; a bias is a column. */
-static void move_rows(const float *from, float *to, int64_t rows, int64_t cols, int64_t heads, bool writing) {
+/* to = from with rows moved, for a file (`writing`) or back.   [rows][size bytes] */
+static void move_rows(const void *from, void *to, int64_t rows, size_t size, int64_t heads, bool writing) {
     for (int64_t r = 0; r < rows; r++) {
         int64_t other = source_row(r, rows, heads);
-        memcpy(to + (writing ? r : other) * cols, from + (writing ? other : r) * cols, (size_t)cols * sizeof *to);
+        memcpy((char *)to + (size_t)(writing ? r : other) * size,
+               (const char *)from + (size_t)(writing ? other : r) * size, size);
     }
 }
 
-static ql_status moved(const gguf_entry *e, bool writing, ql_arena *arena, float **values) {
-    float *copy;
-    int64_t rows = e->n == 1 ? e->k : e->n, cols = e->n == 1 ? 1 : e->k;
+/* Rows of an entry, each of `size` bytes; a bias is a column. */
+static ql_status moved(const gguf_entry *e, size_t size, bool writing, ql_arena *arena, void **rows) {
+    char *copy;
+    int64_t count = e->n;
     if (!e->heads) return QL_OK;
-    QL_TRY(ql_take(arena, (size_t)(rows * cols), sizeof *copy, &copy));
-    move_rows(*values, copy, rows, cols, e->heads, writing);
-    *values = copy;
+    if (e->n == 1) count = e->k, size /= (size_t)e->k;
+    QL_TRY(ql_take(arena, (size_t)count, size, &copy));
+    move_rows(*rows, copy, count, size, e->heads, writing);
+    *rows = copy;
     return QL_OK;
 }
 
 /* ---- encoding -------------------------------------------------------------------------------------------------------------------- */
-
-static ql_status fail_scale(const char *name, int64_t row) {
-    return ql_fail(QL_MISMATCH, "tensor \"%s\": row %lld has values whose scale does not fit into F16", name,
-                   (long long)row);
-}
 
 static bool finite_half(const uint8_t *b) { return (b[1] & 0x7c) != 0x7c; }
 
@@ -55,15 +53,21 @@ static bool finite_block(ql_block_type type, const uint8_t *b) {
     }
 }
 
-static ql_status encode_blocks(ql_ctx *ctx, const gguf_entry *e, float *values, float *weights, uint8_t *bytes) {
-    ql_block_type type = e->tensor.type->block;
-    int64_t size = ql_block_bytes(type), row_bytes = e->k / ql_block_weights(type) * size;
-    ql_mat importance = weights ? ql_mat_of(weights, QL_F32, 1, e->k) : ql_no_mat();
-    QL_TRY(ql_encode_blocks(ctx, ql_mat_of(values, QL_F32, e->n, e->k), importance, type,
-                            ql_mat_of(bytes, QL_U8, e->n, row_bytes)));
-    for (int64_t i = 0; i < e->n * row_bytes / size; i++)
-        if (!finite_block(type, bytes + i * size)) return fail_scale(e->tensor.name, i * size / row_bytes);
+ql_status gguf_check_encoded(const gguf_type *type, const char *name, const void *bytes, int64_t n, int64_t k) {
+    int64_t row_bytes = gguf_row_bytes(type, k);
+    for (int64_t i = 0; type->block < QL_BLOCK_TYPE_COUNT && i < n * row_bytes; i += type->bytes)
+        if (!finite_block(type->block, (const uint8_t *)bytes + i))
+            return ql_fail(QL_MISMATCH, "tensor \"%s\": row %lld has values whose scale does not fit into F16", name,
+                           (long long)(i / row_bytes));
     return QL_OK;
+}
+
+static ql_status encode_blocks(ql_ctx *ctx, const gguf_entry *e, float *values, float *weights, uint8_t *bytes) {
+    const gguf_type *type = e->tensor.type;
+    ql_mat importance = weights ? ql_mat_of(weights, QL_F32, 1, e->k) : ql_no_mat();
+    QL_TRY(ql_encode_blocks(ctx, ql_mat_of(values, QL_F32, e->n, e->k), importance, type->block,
+                            ql_mat_of(bytes, QL_U8, e->n, gguf_row_bytes(type, e->k))));
+    return gguf_check_encoded(type, e->tensor.name, bytes, e->n, e->k);
 }
 
 /* Values of a type of their own, rounded once. */
@@ -100,22 +104,72 @@ static ql_status get_values(const gguf_plan *plan, const gguf_source *source, co
     return QL_OK;
 }
 
+/* The bytes of a tensor, rows in the order of the checkpoint: made before, or from its values. */
+static ql_status make_bytes(const gguf_plan *plan, const gguf_source *source, const gguf_entry *e, ql_arena *arena,
+                            void **bytes) {
+    float *values, *weights;
+    *bytes = NULL;
+    if (source->encoded) QL_TRY(source->encoded(source->user, e, bytes));
+    if (*bytes) return QL_OK;
+    QL_TRY(get_values(plan, source, e, arena, &values));
+    QL_TRY(find_weights(source->weights, e, arena, &weights));
+    QL_TRY(ql_arena_take(arena, (size_t)e->n, (size_t)gguf_row_bytes(e->tensor.type, e->k), bytes));
+    if (e->tensor.type->block == QL_BLOCK_TYPE_COUNT) return encode_dense(source->ctx, e, values, *bytes);
+    return encode_blocks(source->ctx, e, values, weights, *bytes);
+}
+
 static ql_status save_tensor(gguf_writer *writer, const gguf_plan *plan, const gguf_source *source,
                              const gguf_entry *e) {
     ql_arena *arena;
-    float *values, *weights;
-    uint8_t *bytes;
+    void *bytes;
+    size_t row = (size_t)gguf_row_bytes(e->tensor.type, e->k);
     QL_TRY(ql_arena_open(NULL, &arena));
-    ql_status status = get_values(plan, source, e, arena, &values);
-    if (status == QL_OK) status = moved(e, true, arena, &values);
-    if (status == QL_OK) status = find_weights(source->weights, e, arena, &weights);
-    if (status == QL_OK) status = ql_take(arena, plan->tensors[e - plan->entries].size, 1, &bytes);
-    if (status == QL_OK)
-        status = e->tensor.type->block < QL_BLOCK_TYPE_COUNT ? encode_blocks(source->ctx, e, values, weights, bytes)
-                                                             : encode_dense(source->ctx, e, values, bytes);
-    if (status == QL_OK) status = gguf_writer_append(writer, bytes, plan->tensors[e - plan->entries].size);
+    ql_status status = make_bytes(plan, source, e, arena, &bytes);
+    if (status == QL_OK) status = moved(e, row, true, arena, &bytes);
+    if (status == QL_OK) status = gguf_writer_append(writer, bytes, (uint64_t)e->n * row);
     ql_arena_close(arena);
     return status;
+}
+
+static ql_status check_values(const gguf_plan *plan, const gguf_source *source, const gguf_entry *e) {
+    ql_arena *arena;
+    float *values;
+    QL_TRY(ql_arena_open(NULL, &arena));
+    ql_status status = get_values(plan, source, e, arena, &values);
+    for (int64_t i = 0; status == QL_OK && e->tensor.rank == 2 && i < e->n * e->k; i++)
+        if (fabsf(values[i]) > 65504)
+            status = ql_fail(QL_MISMATCH, "tensor \"%s\": %g at row %lld, column %lld does not fit into F16",
+                             e->tensor.name, (double)values[i], (long long)(i / e->k), (long long)(i % e->k));
+    ql_arena_close(arena);
+    return status;
+}
+
+ql_status gguf_check_rest(const gguf_plan *plan, const gguf_source *source) {
+    for (int64_t i = 0; i < plan->count; i++)
+        if (!gguf_is_linear(&plan->entries[i])) QL_TRY(check_values(plan, source, &plan->entries[i]));
+    return QL_OK;
+}
+
+static const gguf_entry *find_entry(const gguf_plan *plan, const char *name) {
+    for (int64_t i = 0; i < plan->count; i++)
+        if (strcmp(plan->entries[i].tensor.name, name) == 0) return &plan->entries[i];
+    return NULL;
+}
+
+ql_status gguf_check_importance(const gguf_plan *plan, const imatrix *matrix) {
+    for (int64_t i = 0; i < matrix->count; i++) {
+        const imatrix_entry *have = &matrix->entries[i];
+        const gguf_entry *e = find_entry(plan, have->name);
+        if (!e || e->tensor.rank != 2)
+            return ql_fail(QL_MISMATCH, "has \"%.100s\", which this model has not; is it another model's?", have->name);
+        if (e->k != have->k)
+            return ql_fail(QL_MISMATCH, "\"%s\" has %lld values, the weight has %lld inputs; is it another model's?",
+                           have->name, (long long)have->k, (long long)e->k);
+    }
+    for (int64_t i = 0; i < plan->count; i++)
+        if (gguf_is_linear(&plan->entries[i]) && !imatrix_find(matrix, plan->entries[i].tensor.name))
+            return ql_fail(QL_MISMATCH, "has nothing for \"%s\"; is it another model's?", plan->entries[i].tensor.name);
+    return QL_OK;
 }
 
 ql_status gguf_save(const char *path, const gguf_plan *plan, const gguf_meta *meta, const gguf_source *source,
@@ -169,13 +223,13 @@ ql_status gguf_decode(ql_ctx *ctx, const gguf_file *file, const gguf_tensor *t, 
     ql_arena *arena;
     void *bytes;
     gguf_entry e = {.n = t->ne[1] * t->ne[2] * t->ne[3], .k = t->ne[0], .heads = heads};
-    float *values = w;
+    void *rows = w;
     QL_TRY(ql_arena_open(NULL, &arena));
     ql_status status = ql_take(arena, t->size, 1, &bytes);
     if (status == QL_OK) status = gguf_read(file, t, bytes);
     if (status == QL_OK) status = ql_context(decode_bytes(ctx, t, bytes, w), "%s", file->path);
-    if (status == QL_OK) status = moved(&e, false, arena, &values);
-    if (status == QL_OK && values != w) memcpy(w, values, (size_t)(e.n * e.k) * sizeof *w);
+    if (status == QL_OK) status = moved(&e, (size_t)e.k * sizeof *w, false, arena, &rows);
+    if (status == QL_OK && rows != w) memcpy(w, rows, (size_t)(e.n * e.k) * sizeof *w);
     ql_arena_close(arena);
     return status;
 }
@@ -183,7 +237,7 @@ ql_status gguf_decode(ql_ctx *ctx, const gguf_file *file, const gguf_tensor *t, 
 /* ---- verification ---------------------------------------------------------------------------------------------------------------- */
 
 /* Several times the relative error on normal weights: whatever is wrong with rows, codes or scales costs more than 100 %. */
-static double most_error(const gguf_type *type) {
+double gguf_most_error(const gguf_type *type) {
     switch (type->block) {
     case QL_Q2_K: return 0.7;
     case QL_Q3_K: return 0.5;
@@ -192,26 +246,37 @@ static double most_error(const gguf_type *type) {
     }
 }
 
-static ql_status compare(const gguf_file *file, const gguf_plan *plan, const gguf_source *source, const gguf_entry *e,
-                         const gguf_tensor *t, ql_arena *arena) {
-    float *truth, *found;
-    double error = 0, norm = 0;
-    QL_TRY(get_values(plan, source, e, arena, &truth));
-    QL_TRY(ql_take(arena, (size_t)(e->n * e->k), sizeof *found, &found));
-    QL_TRY(gguf_decode(source->ctx, file, t, e->heads, found));
-    for (int64_t i = 0; i < e->n * e->k; i++) {
-        double difference = (double)found[i] - (double)truth[i];
-        error += difference * difference, norm += (double)truth[i] * (double)truth[i];
-    }
-    double most = most_error(e->tensor.type);
-    if (sqrt(error) <= most * sqrt(norm)) return QL_OK;
-    return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is %.3g of itself away from the source, %s allows %.3g", file->path,
-                   t->name, sqrt(error / norm), t->type->name, most);
+static ql_status check_decoded(const gguf_file *file, const gguf_entry *e, const float *w) {
+    for (int64_t i = 0; i < e->n * e->k; i++)
+        if (!isfinite(w[i]))
+            return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is not finite at row %lld, column %lld", file->path,
+                           e->tensor.name, (long long)(i / e->k), (long long)(i % e->k));
+    return QL_OK;
 }
 
-static ql_status verify_tensor(const gguf_file *file, const gguf_plan *plan, const gguf_source *source,
-                               const gguf_entry *e) {
+static ql_status compare(const gguf_file *file, const gguf_plan *plan, const gguf_source *source, const gguf_entry *e,
+                         const gguf_tensor *t, ql_arena *arena, double *error) {
+    float *truth, *found;
+    double square = 0, norm = 0;
+    QL_TRY(ql_take(arena, (size_t)(e->n * e->k), sizeof *found, &found));
+    QL_TRY(gguf_decode(source->ctx, file, t, e->heads, found));
+    QL_TRY(check_decoded(file, e, found));
+    if (!source->values) return QL_OK;
+    QL_TRY(get_values(plan, source, e, arena, &truth));
+    for (int64_t i = 0; i < e->n * e->k; i++) {
+        double difference = (double)found[i] - (double)truth[i];
+        square += difference * difference, norm += (double)truth[i] * (double)truth[i];
+    }
+    *error = norm > 0 ? sqrt(square / norm) : sqrt(square);
+    if (*error <= gguf_most_error(t->type)) return QL_OK;
+    return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is %.3g of itself away from the source, %s allows %.3g", file->path,
+                   t->name, *error, t->type->name, gguf_most_error(t->type));
+}
+
+ql_status gguf_verify_tensor(const gguf_file *file, const gguf_plan *plan, const gguf_source *source,
+                             const gguf_entry *e, double *error) {
     const gguf_tensor *t = gguf_find(file, e->tensor.name);
+    *error = 0;
     if (!t) return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is missing", file->path, e->tensor.name);
     if (t->type != e->tensor.type || memcmp(t->ne, e->tensor.ne, sizeof t->ne) != 0)
         return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is %s [%lld, %lld], expected %s [%lld, %lld]", file->path, t->name,
@@ -219,15 +284,7 @@ static ql_status verify_tensor(const gguf_file *file, const gguf_plan *plan, con
                        (long long)e->tensor.ne[1], (long long)e->tensor.ne[0]);
     ql_arena *arena;
     QL_TRY(ql_arena_open(NULL, &arena));
-    ql_status status = compare(file, plan, source, e, t, arena);
+    ql_status status = compare(file, plan, source, e, t, arena, error);
     ql_arena_close(arena);
     return status;
-}
-
-ql_status gguf_verify(const gguf_file *file, const gguf_plan *plan, const gguf_source *source) {
-    for (int64_t i = 0; i < plan->count; i++) QL_TRY(verify_tensor(file, plan, source, &plan->entries[i]));
-    if (file->count != plan->count)
-        return ql_fail(QL_FORMAT, "%s: %lld tensors, the model has %lld", file->path, (long long)file->count,
-                       (long long)plan->count);
-    return QL_OK;
 }

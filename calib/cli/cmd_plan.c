@@ -4,6 +4,7 @@
 #include "calib/cli/cli.h"
 #include "calib/job.h"
 #include "calib/machine.h"
+#include "calib/part_gguf.h"
 #include "calib/plan.h"
 #include "calib/schemes.h"
 #include "formats/checkpoint.h"
@@ -18,6 +19,8 @@ typedef struct inputs {
     model_config config;
     recipe recipe;
     module_table modules;
+    gguf_plan gguf;
+    bool important; /* the encoder of a GGUF file will know how much each input counts */
     plan_rates rates;
     plan_request request;
 } inputs;
@@ -76,7 +79,7 @@ static ql_status read_rows(inputs *in) {
         in->request.seq_len = tokens.seq_len;
         return tokens_check_model(&tokens, path, in->model_dir, in->config.vocab);
     }
-    if (!recipe_needs_data(&in->recipe) && !asked) { /* needs no data */
+    if (cli_has(in->args, "imatrix") || (!recipe_needs_data(&in->recipe) && !asked)) { /* needs no data */
         in->request.mode = STATISTICS_NONE;
         return QL_OK;
     }
@@ -104,13 +107,39 @@ static ql_status choose_device(inputs *in) {
     return QL_OK;
 }
 
+/* The size of the whole file where the tokenizer is there, else that of its tensors. */
+static ql_status measure_gguf(inputs *in) {
+    gguf_meta meta = {0};
+    checkpoint *ck = NULL;
+    ql_status status = QL_OK;
+    if (in->request.source_bytes) status = checkpoint_open(in->model_dir, &ck);
+    if (ck && status == QL_OK) status = part_gguf_meta(ck, &in->gguf, in->important, in->arena, &meta);
+    if (status == QL_OK) status = gguf_file_size(&meta, in->gguf.tensors, in->gguf.count, &in->request.gguf_bytes);
+    gguf_meta_free(&meta);
+    checkpoint_close(ck);
+    return status;
+}
+
+static ql_status resolve(inputs *in) {
+    const plan_request *r = &in->request;
+    QL_TRY(scheme_check_format(&in->recipe, r->format));
+    if (r->format != OUTPUT_GGUF)
+        return modules_resolve(&in->recipe, output_layout(r->format), &in->config, in->arena, &in->modules);
+    bool data = r->n_seq > 0 || r->from_store || cli_has(in->args, "imatrix");
+    in->important = data && gguf_mix_reads_importance(in->recipe.mix);
+    QL_TRY(gguf_plan_make(&in->config, in->recipe.mix, in->important, in->arena, &in->gguf));
+    in->request.gguf = &in->gguf;
+    QL_TRY(modules_of_gguf(&in->gguf, in->arena, &in->modules));
+    return measure_gguf(in);
+}
+
 static ql_status read_inputs(const cli *args, ql_arena *arena, inputs *in) {
     *in = (inputs){.args = args, .arena = arena, .model_dir = cli_value(args, "model")};
     QL_TRY(cli_recipe(args, cli_value(args, "scheme"), arena, &in->recipe));
     QL_TRY(read_model(in));
     QL_TRY(read_output(in));
-    QL_TRY(modules_resolve(&in->recipe, output_layout(in->request.format), &in->config, arena, &in->modules));
     QL_TRY(read_rows(in));
+    QL_TRY(resolve(in));
     QL_TRY(choose_device(in));
     in->request.config = &in->config;
     in->request.recipe = &in->recipe;
@@ -128,7 +157,8 @@ static ql_status check_target(const inputs *in, const char *name, plan *p) {
         return QL_OK;
     }
     return ql_fail(QL_USAGE,
-                   "--target \"%s\": expected vllm, transformers, exllamav2 or llama.cpp, separated by commas", name);
+                   "--target \"%s\": expected vllm, transformers, exllamav2, llama.cpp or ollama, separated by commas",
+                   name);
 }
 
 static ql_status check_targets(const inputs *in, plan *p) {
@@ -237,12 +267,14 @@ static const cli_option options[] = {
     {"output", 'o', "DIR", false, "where the output would go: whose free space counts (default: here)"},
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
     {"stats", 0, "DIR", false, "statistics come from a store (qalib calibrate): no rows, no forward pass"},
+    {"imatrix", 0, "FILE", false, "importance for a GGUF file comes from there: no rows, no forward pass"},
     {"statistics", 0, "MODE", false, "propagated (default) or fp, as in quantize"},
-    {"format", 'f', "NAME", false, "gptq (default), gptq_v2, awq, compressed-tensors, fp8, bitsandbytes or dense"},
+    {"format", 'f', "NAME", false,
+     "gptq (default), gptq_v2, awq, compressed-tensors, fp8, bitsandbytes, gguf or dense"},
     {"shard-size", 0, "BYTES", false, "largest file of the output (default: 5GB)"},
     {"samples", 'n', "N", false, "without rows: how many there will be (default: 128)"},
     {"seqlen", 'l', "N", false, "without rows: tokens of each (default: 2048, or what the model allows)"},
-    {"target", 0, "LIST", false, "refuse what these cannot load: vllm,transformers,exllamav2,llama.cpp"},
+    {"target", 0, "LIST", false, "refuse what these cannot load: vllm,transformers,exllamav2,llama.cpp,ollama"},
     {"rates", 0, "FILE", false, "measured rates of this machine, JSON, one per phase"},
     {"max-device-mem", 0, "SIZE", false, "memory of the device (default: not checked)"},
     {"max-host-mem", 0, "SIZE", false, "memory of the host (default: what is available now)"},

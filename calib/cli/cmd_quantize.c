@@ -27,11 +27,17 @@ static ql_status find_statistics(const cli *args, const char *scheme, quantize_r
     bool from_store = cli_has(args, "stats");
     r->tokens_path = cli_value(args, "calib");
     r->stats_dir = cli_value(args, "stats");
+    r->imatrix_path = cli_value(args, "imatrix");
     if (r->tokens_path && r->stats_dir)
         return ql_fail(QL_USAGE,
                        "--calib and --stats: give the rows or the statistics that were made of them, not both");
+    if (r->imatrix_path && (r->tokens_path || r->stats_dir))
+        return ql_fail(QL_USAGE, "--imatrix: goes without --calib and --stats, from which importance is taken already");
     if (r->tokens_path || r->stats_dir) return cli_statistics(args, scheme, &r->recipe, from_store, &r->mode);
     r->mode = STATISTICS_NONE;
+    if (r->imatrix_path && r->recipe.base.type != CODE_BLOCKS && recipe_needs_data(&r->recipe))
+        return ql_fail(QL_USAGE, "--imatrix: is for GGUF files alone; %s needs --calib tokens.h5 or --stats DIR",
+                       scheme ? scheme : "this recipe");
     return recipe_needs_data(&r->recipe)
                ? ql_fail(QL_USAGE, "%s needs data: --calib tokens.h5 or --stats DIR", what_needs_data(&r->recipe))
                : QL_OK;
@@ -125,10 +131,12 @@ static void print_json(const order *o) {
 }
 
 static void print_result(const quantize_request *r, const json_t *report) {
+    bool gguf = r->format == OUTPUT_GGUF;
     report_print(report);
     printf("next: qalib verify %s ; qalib eval -m %s --tokens eval.h5 --base %s\n", r->out_dir, r->out_dir,
            r->model_dir);
-    printf("load: vllm serve %s\n", r->out_dir);
+    if (gguf) printf("load: llama-cli -m %s/" GGUF_MODEL "\n", r->out_dir);
+    else printf("load: vllm serve %s\n", r->out_dir);
 }
 
 static ql_status run(const cli *args) {
@@ -154,26 +162,29 @@ static const cli_option options[] = {
     {"output", 'o', "DIR", true, "where the model goes, or with --scheme OUTPUT/<scheme>; must not exist or be empty"},
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
     {"stats", 0, "DIR", false, "statistics of qalib calibrate instead: no forward pass"},
+    {"imatrix", 0, "FILE", false,
+     "importance of inputs for a GGUF file instead (of llama-imatrix, or qalib stats imatrix)"},
     {"statistics", 0, "MODE", false,
      "of --calib: propagated (through what is already quantized; default) or fp (default of a scheme but GPTQ below 4 "
      "bits)"},
     {"work", 'w', "DIR", false, "committed layers and journal (default: OUTPUT.work)"},
     {"resume", 0, NULL, false, "go on where an interrupted job stopped; content with a finished one"},
     {"format", 'f', "NAME", false,
-     "gptq (default), gptq_v2, awq, compressed-tensors, fp8, bitsandbytes, or dense: a plain 16-bit checkpoint"},
+     "gptq (default), gptq_v2, awq, compressed-tensors, fp8, bitsandbytes, gguf, or dense: a plain 16-bit checkpoint"},
     {"shard-size", 0, "BYTES", false, "largest file, for instance 500MB (default: 5GB)"},
     {NULL, 0, NULL, false, NULL},
 };
 
 const cli_command cmd_quantize = {
     .name = "quantize",
-    .summary = "quantize a model: RTN or GPTQ, to what vLLM, transformers and exllamav2 load",
+    .summary = "quantize a model, to what vLLM, transformers, exllamav2, llama.cpp and Ollama load",
     .options = options,
     .shared = cli_recipe_options,
     .details =
         "Every finished layer is committed; a job that was killed goes on with --resume and gives the same bytes.",
     .examples = "qalib quantize -m MODEL -o OUT --method gptq --bits 4 --group-size 128 --sym --calib tokens.h5\n"
                 "qalib quantize -m MODEL -o OUT --scheme W4A16-GPTQ-g128,W8A16-RTN-g128 --stats STATS\n"
+                "qalib quantize -m MODEL -o OUT --scheme Q4_K_M --imatrix FILE\n"
                 "qalib quantize -m MODEL -o OUT --method rtn --bits 8 --group-size -1",
     .run = run,
 };

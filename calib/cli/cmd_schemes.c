@@ -25,7 +25,7 @@ static json_t *describe(const char *name, const named_scheme *s) {
                      method_names[r->base.method], "type", type_names[r->base.type], "bits", r->base.bits, "group_size",
                      (json_int_t)r->base.group, "granularity", s->granularity, "activations",
                      activation_names[r->activations], "smoothing", smoothing_names[r->smoothing], "importance",
-                     recipe_needs_data(r), "targets", split(s->targets), "bits_per_weight",
+                     recipe_statistics(r) != 0, "targets", split(s->targets), "bits_per_weight",
                      scheme_bits_per_weight(r, USUAL_ROW));
 }
 
@@ -40,7 +40,10 @@ static ql_status run(const cli *args) {
             printf("%-18s %-19s %-11s %5s  %-5s %s\n", "scheme", "format", "statistics", "bits", "data", "loaded by");
         printf("%-18s %-19s %-11s %5.2f  %-5s %s\n", scheme_names[i], output_format_names[s.format],
                statistics_names[scheme_statistics(&s.recipe)], scheme_bits_per_weight(&s.recipe, USUAL_ROW),
-               recipe_needs_data(&s.recipe) ? "yes" : "no", s.targets);
+               recipe_needs_data(&s.recipe)   ? "yes"
+               : recipe_statistics(&s.recipe) ? "used"
+                                              : "no",
+               s.targets);
     }
     if (cli_has(args, "json")) json_dumpf(list, stdout, JSON_INDENT(2)), putchar('\n');
     json_decref(list);

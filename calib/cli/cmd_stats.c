@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "calib/cli/cli.h"
+#include "formats/layout_gguf.h"
 #include "formats/stats.h"
 #include "host/file.h"
 #include "host/status.h"
@@ -152,15 +153,74 @@ static ql_status merge(const cli *args, ql_arena *arena) {
     return QL_OK;
 }
 
+/* ---- imatrix --------------------------------------------------------------------------------------------------------------- */
+
+/* Every linear has an entry of its own, also where several share an input. */
+static ql_status add_layer(const char *dir, int64_t layer, ql_arena *scratch, ql_arena *arena, imatrix *matrix) {
+    stats_layer stats;
+    QL_TRY(read_layer(dir, layer, scratch, &stats));
+    for (linear_id id = 0; id < LINEARS; id++) {
+        const stats_site *s = &stats.site[linear_site[id]];
+        imatrix_entry *e = &matrix->entries[matrix->count++];
+        char module[NAME_SIZE], source[NAME_SIZE + 8], name[GGUF_NAME_SIZE], *copy;
+        if (!s->sum_sq)
+            return ql_fail(QL_MISMATCH,
+                           "%s: layer %lld holds no moments; collect them with calibrate --collect moments", dir,
+                           (long long)layer);
+        module_name(module, layer, id);
+        snprintf(source, sizeof source, "%s.weight", module);
+        if (!gguf_tensor_name(source, name)) return ql_fail(QL_INTERNAL, "%s has no name in GGUF", source);
+        QL_TRY(ql_arena_string(arena, name, &copy));
+        *e = (imatrix_entry){.name = copy, .k = s->k, .count = s->count};
+        QL_TRY(ql_take(arena, (size_t)s->k, sizeof *e->mean, &e->mean));
+        imatrix_mean(s->sum_sq, s->count, s->k, e->mean);
+    }
+    matrix->chunks = (int64_t)stats.n_seq;
+    matrix->chunk_size = stats.n_seq ? (int64_t)(stats.n_tokens / stats.n_seq) : 0;
+    return QL_OK;
+}
+
+/* What else a layer's file holds is read too, and goes with it. */
+static ql_status add_layers(const char *dir, int64_t layers, ql_arena *arena, imatrix *matrix) {
+    ql_arena *scratch;
+    QL_TRY(ql_arena_open(NULL, &scratch));
+    ql_status status = QL_OK;
+    for (int64_t layer = 0; status == QL_OK && layer < layers; layer++) {
+        ql_arena_release(scratch, (ql_mark){0});
+        status = cli_check_signal();
+        if (status == QL_OK) status = add_layer(dir, layer, scratch, arena, matrix);
+    }
+    ql_arena_close(scratch);
+    return status;
+}
+
+static ql_status write_imatrix(const cli *args, ql_arena *arena) {
+    const char *out = cli_value(args, "output"), *dir = cli_positional(args, 1);
+    int64_t layers;
+    imatrix matrix = {.dataset = "qalib calibrate"};
+    if (!out || cli_positional(args, 2))
+        return ql_fail(QL_USAGE, "stats imatrix takes one directory and --output FILE");
+    if (ql_path_exists(out)) return ql_fail(QL_DISK, "%s: exists", out);
+    QL_TRY(count_layers(dir, arena, &layers));
+    QL_TRY(ql_take(arena, (size_t)layers * LINEARS, sizeof *matrix.entries, &matrix.entries));
+    QL_TRY(add_layers(dir, layers, arena, &matrix));
+    return imatrix_write(out, &matrix);
+}
+
 /* ---- the command ------------------------------------------------------------------------------------------------------------- */
 
 static ql_status act(const cli *args, ql_arena *arena) {
     const char *action = cli_positional(args, 0);
-    bool shows = strcmp(action, "show") == 0;
-    if (!shows && strcmp(action, "merge") != 0)
-        return ql_fail(QL_USAGE, "stats can show and merge, not \"%s\"", action);
-    if (!cli_positional(args, 1)) return ql_fail(QL_USAGE, "stats %s needs a directory", action);
-    return shows ? show(args, arena) : merge(args, arena);
+    static const struct {
+        const char *name;
+        ql_status (*act)(const cli *args, ql_arena *arena);
+    } actions[] = {{"show", show}, {"merge", merge}, {"imatrix", write_imatrix}};
+    for (size_t i = 0; i < sizeof actions / sizeof *actions; i++) {
+        if (strcmp(action, actions[i].name) != 0) continue;
+        if (!cli_positional(args, 1)) return ql_fail(QL_USAGE, "stats %s needs a directory", action);
+        return actions[i].act(args, arena);
+    }
+    return ql_fail(QL_USAGE, "stats can show, merge and imatrix, not \"%s\"", action);
 }
 
 static ql_status run(const cli *args) {
@@ -172,22 +232,25 @@ static ql_status run(const cli *args) {
 }
 
 static const cli_option options[] = {
-    {"output", 'o', "DIR", false, "merge: where the sum goes; must be empty or missing"},
+    {"output", 'o', "PATH", false, "merge: directory of the sum, empty or missing; imatrix: the new file"},
     {0},
 };
 
 const cli_command cmd_stats = {
     .name = "stats",
-    .summary = "shows and merges statistics that calibrate collected",
+    .summary = "shows and merges statistics that calibrate collected, and writes them as an imatrix",
     .positional = "ACTION DIR...",
     .options = options,
-    .details = "show DIR prints layers, inputs, what was collected, and magnitudes.\n"
-               "merge DIR DIR... -o OUT adds the statistics of one model over disjoint calibration sets: counts, "
-               "minima, maxima and "
-               "histograms are those of the union, sums are added in double precision. All stores must come from the "
-               "same model and "
-               "hold the same kinds. Nobody can tell whether the sets were disjoint: a row that is in two of them "
-               "counts twice.",
-    .examples = "qalib stats show work\nqalib stats merge work-a work-b -o both",
+    .details =
+        "show DIR prints layers, inputs, what was collected, and magnitudes.\n"
+        "merge DIR DIR... -o OUT adds the statistics of one model over disjoint calibration sets: counts, "
+        "minima, maxima and "
+        "histograms are those of the union, sums are added in double precision. All stores must come from the "
+        "same model and "
+        "hold the same kinds. Nobody can tell whether the sets were disjoint: a row that is in two of them "
+        "counts twice.\n"
+        "imatrix DIR -o FILE writes the mean square of every input in the GGUF form that llama.cpp's quantizer reads.",
+    .examples = "qalib stats show work\nqalib stats merge work-a work-b -o both\nqalib stats imatrix work -o "
+                "model.imatrix",
     .run = run,
 };

@@ -123,15 +123,15 @@ ql_status cli_recipe(const cli *args, const char *scheme, ql_arena *arena, recip
 
 ql_status cli_statistics(const cli *args, const char *scheme, const recipe *r, bool from_store, statistics_mode *mode) {
     static const char *const names[] = {"propagated", "fp", NULL};
-    bool asked = cli_has(args, "statistics"), smooths = recipe_needs_moments(r);
+    bool asked = cli_has(args, "statistics"), whole = recipe_needs_moments(r) || r->base.type == CODE_BLOCKS;
     int choice = 0;
     QL_TRY(cli_choice(args, "statistics", names, &choice));
     if (asked && choice == 0 && from_store)
         return ql_fail(QL_USAGE, "--stats holds full-precision statistics; --statistics propagated needs --calib");
-    if (asked && choice == 0 && smooths)
-        return ql_fail(QL_USAGE,
-                       "--smoothing and --activations static look at a whole block at once: they need --statistics fp");
-    *mode = choice == 1 || from_store || smooths ? STATISTICS_FP : STATISTICS_PROPAGATED;
+    if (asked && choice == 0 && whole)
+        return ql_fail(QL_USAGE, "--smoothing, --activations static and GGUF files look at a whole block at once: they "
+                                 "need --statistics fp");
+    *mode = choice == 1 || from_store || whole ? STATISTICS_FP : STATISTICS_PROPAGATED;
     if (scheme && !asked && *mode == STATISTICS_PROPAGATED) *mode = scheme_statistics(r);
     if (r->literature && recipe_needs_data(r) && *mode != STATISTICS_PROPAGATED)
         return ql_fail(QL_USAGE, "--literature propagates through quantized blocks: it needs --calib, not %s",

@@ -30,6 +30,25 @@ for scheme in ${schemes//,/ }; do
 done
 expect 64 "given twice" "$qalib" quantize -m "$tmp/model" -o "$tmp/twice" --scheme W4A16-RTN,W4A16-RTN
 
+# A GGUF file from the same store, beside another output, and from the importance that the store gives as a file: the same bytes.
+# Importance must pay: 0.00427 nats with it, 0.00459 without.
+"$qalib" stats imatrix "$tmp/stats" -o "$tmp/importance" 2>/dev/null
+"$qalib" quantize -m "$demo/model" -o "$tmp/gguf" --scheme Q4_K_M,NF4 --stats "$tmp/stats" --json >"$tmp/gguf.json" 2>/dev/null
+"$qalib" quantize -m "$demo/model" -o "$tmp/by-file" --scheme Q4_K_M --imatrix "$tmp/importance" >/dev/null 2>&1
+"$qalib" quantize -m "$demo/model" -o "$tmp/plain" --scheme Q4_K_M >/dev/null 2>&1
+cmp "$tmp/gguf/Q4_K_M/model.gguf" "$tmp/by-file/Q4_K_M/model.gguf" || fail "importance of a store and of a file"
+"$qalib" verify "$tmp/gguf/Q4_K_M" --against "$demo/model" >/dev/null
+"$qalib" inspect "$tmp/gguf/Q4_K_M" --json >"$tmp/inspect.json"
+holds "$tmp/inspect.json" 'j["metadata"]["general.file_type"] == 15 and j["metadata"]["quantize.imatrix.entries_count"] == 42'
+for name in gguf plain; do
+    "$qalib" eval -m "$tmp/$name/Q4_K_M/model.gguf" --tokens "$demo/demo-eval.h5" --base "$demo/model" --json >"$tmp/$name-eval.json" 2>/dev/null
+done
+holds "$tmp/gguf-eval.json" "j['kld_mean'] < 0.97 * $(json "$tmp/plain-eval.json" 'j["kld_mean"]')"
+"$qalib" generate -m "$tmp/gguf/Q4_K_M" --ids 1,15,27 -n 8 >/dev/null 2>&1 || fail "generate from a GGUF file"
+"$qalib" plan -m "$demo/model" --scheme Q4_K_M --stats "$tmp/stats" --target llama.cpp,ollama --json >"$tmp/plan.json" 2>/dev/null
+holds "$tmp/plan.json" "j['output_bytes'] == $(json "$tmp/gguf.json" 'j["outputs"]["Q4_K_M"]["output_bytes"]')"
+expect 78 "does not read GGUF" "$qalib" plan -m "$demo/model" --scheme Q4_K_M --target vllm
+
 # Once more, with another number of threads: the same bytes.
 "$qalib" quantize -m "$demo/model" -o "$tmp/again" --method gptq --bits 4 --group-size 128 --sym --calib "$demo/demo-calib.h5" --threads 1 >/dev/null
 same_files "$tmp/out" "$tmp/again"
