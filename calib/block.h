@@ -18,6 +18,7 @@ typedef struct kv_cache {
 
 /* Some whole sequences that pass together, or the next rows of the one sequence of a cache. */
 typedef struct batch {
+    int64_t leaf; /* that the sequences belong to */
     int64_t first_seq, n_seq, rows;
     int64_t first_row;     /* of the data set */
     const int64_t *start;  /* host [n_seq + 1], from 0; not read with a cache */

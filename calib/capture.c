@@ -5,17 +5,24 @@
 
 #include "host/mat.h"
 
-/* Device memory comes as it is: a row of the pattern is uploaded into each row. */
+enum { PIECE = 1 << 20 }; /* bytes of an upload, about */
+
+/* Device memory comes as it is: some rows of the pattern are uploaded at a time. */
 static ql_status take_filled(ql_ctx *ctx, ql_arena *device, ql_dtype dtype, int64_t rows, int64_t cols, float value,
                              ql_mat *out) {
     ql_arena *host;
-    float *row;
+    float *pattern;
     size_t size = (size_t)cols * ql_dtype_size(dtype);
+    int64_t step = 1 + PIECE / ((int64_t)size + 1);
+    if (step > rows) step = rows;
     QL_TRY(ql_arena_mat(device, dtype, rows, cols, out));
     QL_TRY(ql_arena_open(NULL, &host));
-    ql_status status = ql_take(host, size, 1, &row); /* zeroed */
-    for (int64_t i = 0; status == QL_OK && value != 0.0f && i < cols; i++) row[i] = value;
-    for (int64_t r = 0; status == QL_OK && r < rows; r++) status = ql_upload(ctx, ql_rows(*out, r, 1).data, row, size);
+    ql_status status = ql_take(host, size, (size_t)step, &pattern); /* zeroed */
+    for (int64_t i = 0; status == QL_OK && value != 0.0f && i < step * cols; i++) pattern[i] = value;
+    for (int64_t r = 0; status == QL_OK && r < rows; r += step) {
+        ql_mat piece = ql_rows(*out, r, rows - r < step ? rows - r : step);
+        status = ql_upload(ctx, piece.data, pattern, ql_mat_bytes(piece));
+    }
     ql_arena_close(host);
     return status;
 }

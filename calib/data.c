@@ -10,12 +10,13 @@ enum { BATCH_ROWS = 4096 };
 
 static int64_t batch_size(int64_t seq_len) { return seq_len >= BATCH_ROWS ? 1 : BATCH_ROWS / seq_len; }
 
-static ql_status make_batch(dataset *d, int64_t first_seq, int64_t n_seq, batch *out) {
+static ql_status make_batch(dataset *d, int64_t leaf, int64_t first_seq, int64_t n_seq, batch *out) {
     const int64_t *start = d->tokens->start;
     int64_t *local;
     QL_TRY(ql_take(d->host, (size_t)n_seq + 1, sizeof *local, &local));
     for (int64_t s = 0; s <= n_seq; s++) local[s] = start[first_seq + s] - start[first_seq];
     *out = (batch){
+        .leaf = leaf,
         .first_seq = first_seq,
         .n_seq = n_seq,
         .rows = local[n_seq],
@@ -26,15 +27,24 @@ static ql_status make_batch(dataset *d, int64_t first_seq, int64_t n_seq, batch 
     return QL_OK;
 }
 
-static ql_status make_batches(dataset *d) {
-    int64_t size = batch_size(d->tokens->seq_len), n_seq = d->tokens->n_seq;
-    /* Every dropped sequence splits a batch: room for one more each. */
-    QL_TRY(ql_take(d->host, (size_t)(ql_ceil_div(n_seq, size) + d->skip_limit), sizeof *d->batches, &d->batches));
-    for (int64_t first = 0; first < n_seq; first += size) {
+static ql_status cut(dataset *d, int64_t leaf, int64_t first, int64_t end) {
+    int64_t size = batch_size(d->tokens->seq_len);
+    for (; first < end; first += size) {
         batch *b = &d->batches[d->n_batches++];
-        QL_TRY(make_batch(d, first, n_seq - first < size ? n_seq - first : size, b));
+        QL_TRY(make_batch(d, leaf, first, end - first < size ? end - first : size, b));
         if (b->rows > d->max_rows) d->max_rows = b->rows;
     }
+    return QL_OK;
+}
+
+static ql_status make_batches(dataset *d, dataset_use use) {
+    int64_t size = batch_size(d->tokens->seq_len), n_seq = d->tokens->n_seq;
+    /* Every leaf may end with a short batch, and every dropped sequence splits one: room for one more each. */
+    int64_t most = ql_ceil_div(n_seq, size) + LEAVES + d->skip_limit;
+    QL_TRY(ql_take(d->host, (size_t)most, sizeof *d->batches, &d->batches));
+    if (use == DATASET_WHOLE_BLOCKS) return cut(d, 0, 0, n_seq);
+    for (int64_t leaf = d->leaves.first; leaf < d->leaves.end; leaf++)
+        QL_TRY(cut(d, leaf, leaf_begin(leaf, n_seq), leaf_begin(leaf + 1, n_seq)));
     return QL_OK;
 }
 
@@ -60,14 +70,15 @@ static ql_status take_stream(const dataset *d, const model_config *config, bool 
 
 ql_status dataset_open(ql_ctx *ctx, const model_config *config, const token_file *tokens, dataset_use use,
                        ql_arena *device, dataset *out) {
-    *out = (dataset){.ctx = ctx, .tokens = tokens, .skip_limit = tokens->n_seq / 100};
+    *out = (dataset){
+        .ctx = ctx, .tokens = tokens, .skip_limit = tokens->n_seq / 100, .leaves = {0, LEAVES, tokens->n_seq}};
     QL_TRY(ql_arena_open(NULL, &out->host));
     ql_status status = ql_arena_mat(device, QL_I32, 1, tokens->n_tokens, &out->position);
     if (status == QL_OK) status = take_stream(out, config, use != DATASET_WHOLE_BLOCKS, device, &out->rows);
     if (status == QL_OK && use == DATASET_STEPS_AND_ORIGINAL)
         status = take_stream(out, config, true, device, &out->original);
     if (status == QL_OK) status = upload_positions(out);
-    if (status == QL_OK) status = make_batches(out);
+    if (status == QL_OK) status = make_batches(out, use);
     if (status != QL_OK) dataset_close(out);
     return status;
 }
@@ -99,8 +110,8 @@ static ql_status drop_sequence(dataset *d, int64_t i, int64_t bad) {
     batch whole = d->batches[i], part[2];
     int parts = 0;
     int64_t before = bad, behind = whole.n_seq - bad - 1;
-    if (before > 0) QL_TRY(make_batch(d, whole.first_seq, before, &part[parts++]));
-    if (behind > 0) QL_TRY(make_batch(d, whole.first_seq + bad + 1, behind, &part[parts++]));
+    if (before > 0) QL_TRY(make_batch(d, whole.leaf, whole.first_seq, before, &part[parts++]));
+    if (behind > 0) QL_TRY(make_batch(d, whole.leaf, whole.first_seq + bad + 1, behind, &part[parts++]));
     memmove(&d->batches[i + parts], &d->batches[i + 1], (size_t)(d->n_batches - i - 1) * sizeof *d->batches);
     memcpy(&d->batches[i], part, (size_t)parts * sizeof *part);
     d->n_batches += parts - 1;

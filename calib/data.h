@@ -1,12 +1,14 @@
 /* The calibration rows on the device: tokens, the batches they pass in, and the residual stream between blocks.
  *
- * Batches hold a fixed number of whole sequences that follows from the row length alone, so that results depend on neither
- * memory nor threads.
+ * Batches hold whole sequences, as many as follow from the row length alone, and where statistics are made of them (in steps) of one
+ * leaf only (calib/tree.h): what passes through the products together depends neither on memory nor threads, nor on how many ranks
+ * share the rows.
  */
 #ifndef CALIB_DATA_H
 #define CALIB_DATA_H
 
 #include "calib/block.h"
+#include "calib/tree.h"
 #include "formats/tokens.h"
 
 /* The rows on their way through one model. */
@@ -20,8 +22,9 @@ typedef struct dataset {
     ql_ctx *ctx;
     const token_file *tokens;
     ql_arena *host;
+    leaf_range leaves;
     int64_t n_batches, max_rows;
-    batch *batches;
+    batch *batches;                /* leaf after leaf */
     int64_t n_skipped, skip_limit; /* sequences that became non-finite, at most 1 % */
     ql_mat position;               /* I32 [1][tokens] */
     stream rows;                   /* through the model being made */

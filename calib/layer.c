@@ -137,26 +137,71 @@ static ql_status observe_drift(engine *e, const block *original, const batch *ro
     return ql_cross(e->ctx, value, apart, d->input);
 }
 
+/* What is measured at one point, and the sums along the tree that it is made of. */
+typedef struct view {
+    int64_t layer;
+    site_id site;
+    const block *block, *original;
+    capture *input;
+    drift *drift; /* NULL: only the input; else from `original` */
+    int trees;
+    tree sum[4];
+} view;
+
+static ql_status open_tree(engine *e, view *v, ql_mat *into, bool upper) {
+    return ql_is_present(*into) ? tree_open(e->ctx, into, upper, e->data->leaves, e->scratch, &v->sum[v->trees++])
+                                : QL_OK;
+}
+
+/* Smallest and largest values and counts are the same in any order: they need no tree. */
+static ql_status open_trees(engine *e, view *v) {
+    QL_TRY(open_tree(e, v, &v->input->hessian, true));
+    QL_TRY(open_tree(e, v, &v->input->sum_sq, false));
+    QL_TRY(open_tree(e, v, &v->input->sum_abs, false));
+    if (!v->drift) return QL_OK;
+    QL_TRY(open_tree(e, v, &v->drift->input, false));
+    return open_tree(e, v, &v->drift->output, false);
+}
+
+static ql_status observe_batch(engine *e, view *v, int64_t i, bool *dropped) {
+    const batch *rows = &e->data->batches[i];
+    double k = (double)v->input->k;
+    ql_mat value;
+    QL_TRY(look(e, &e->data->rows, v->block, rows, v->site, e->forward.norm, &value));
+    phases_enter(&e->phases, PHASE_STATISTICS, 0);
+    QL_TRY(dataset_check(e->data, i, value, v->layer, site_names[v->site], dropped));
+    if (*dropped) return QL_OK;
+    if (ql_is_present(v->input->hessian)) phases_enter(&e->phases, PHASE_STATISTICS, (double)value.rows * k * k);
+    QL_TRY(capture_add(e->ctx, v->input, value));
+    return v->drift ? observe_drift(e, v->original, rows, v->site, value, v->drift) : QL_OK;
+}
+
+/* *next: the leaf's first batch, then the one behind it. */
+static ql_status observe_leaf(engine *e, view *v, int64_t leaf, int64_t *next) {
+    const dataset *d = e->data;
+    for (int i = 0; i < v->trees; i++) QL_TRY(tree_leaf(&v->sum[i]));
+    while (*next < d->n_batches && d->batches[*next].leaf == leaf) {
+        bool dropped;
+        QL_TRY(observe_batch(e, v, *next, &dropped));
+        if (!dropped) ++*next;
+    }
+    phases_enter(&e->phases, PHASE_STATISTICS, 0);
+    for (int i = 0; i < v->trees; i++) QL_TRY(tree_close(&v->sum[i], leaf));
+    return QL_OK;
+}
+
 /* Statistics of what the rows look like at one point.  Repeatable: nothing moves.  d: NULL, or the drift from `original` to measure. */
 static ql_status observe(engine *e, const block *b, int64_t layer, site_id site, capture *c, const block *original,
                          drift *d) {
-    double k = (double)c->k;
+    view v = {.layer = layer, .site = site, .block = b, .original = original, .input = c, .drift = d};
+    ql_mark mark = ql_arena_mark(e->scratch);
+    leaf_range s = e->data->leaves;
+    int64_t next = 0;
     show(e, layer, "statistics");
-    for (int64_t i = 0; i < e->data->n_batches; i++) {
-        const batch *rows = &e->data->batches[i];
-        ql_mat value;
-        bool dropped;
-        QL_TRY(look(e, &e->data->rows, b, rows, site, e->forward.norm, &value));
-        phases_enter(&e->phases, PHASE_STATISTICS, 0);
-        QL_TRY(dataset_check(e->data, i, value, layer, site_names[site], &dropped));
-        if (dropped) {
-            i--;
-            continue;
-        }
-        if (ql_is_present(c->hessian)) phases_enter(&e->phases, PHASE_STATISTICS, (double)value.rows * k * k);
-        QL_TRY(capture_add(e->ctx, c, value));
-        if (d) QL_TRY(observe_drift(e, original, rows, site, value, d));
-    }
+    QL_TRY(open_trees(e, &v));
+    for (int64_t leaf = s.first; leaf < s.end; leaf++)
+        if (!leaf_is_empty(leaf, s.rows)) QL_TRY(observe_leaf(e, &v, leaf, &next));
+    ql_arena_release(e->scratch, mark);
     return QL_OK;
 }
 

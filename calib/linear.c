@@ -77,7 +77,13 @@ static ql_status measure(const linear_problem *p, const ql_grid *grid, ql_mat co
     QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &rounded));
     phases_enter(p->phases, PHASE_LOSS, 4.0 * (double)p->n * (double)p->k * (double)p->k);
     QL_TRY(ql_dequantize(p->ctx, codes, grid, rounded));
-    QL_TRY(ql_loss(p->ctx, p->w, rounded, p->h, loss, norm));
+    *loss = *norm = 0;
+    for (int64_t row = 0, height = panel_height(p->n); row < p->n; row += height) {
+        int64_t rows = ql_at_most(height, p->n - row);
+        double own_loss, own_norm;
+        QL_TRY(ql_loss(p->ctx, ql_rows(p->w, row, rows), ql_rows(rounded, row, rows), p->h, &own_loss, &own_norm));
+        *loss += own_loss, *norm += own_norm;
+    }
     ql_arena_release(p->device, mark);
     return QL_OK;
 }

@@ -102,7 +102,8 @@ static sizes measure_model(const plan_request *r) {
         .largest = (double)c->vocab * (double)c->hidden,
         .hessian = r->recipe->literature ? 8 : 4,
     };
-    s.batch = smaller(s.tokens, (double)(at_a_time * r->seq_len));
+    int64_t of_leaf = ql_ceil_div(r->n_seq, LEAVES);
+    s.batch = smaller(s.tokens, (double)((of_leaf < at_a_time ? of_leaf : at_a_time) * r->seq_len));
     s.forward_width = 2 * (s.hidden + s.attn + s.kv + s.mlp);
     for (linear_id id = 0; id < LINEARS; id++) {
         int64_t n, k;
@@ -147,15 +148,17 @@ static double solve_bytes(const plan_request *r, double n, double k) {
     return weights + target + larger(factor, compare);
 }
 
-/* Statistics and solver of the input that needs most; all inputs at once where a block is solved as a whole. */
+/* Statistics and solver of the input that needs most; all inputs at once where a block is solved as a whole.  While they are collected
+ * there are as many of each as the tree needs, before anything is solved. */
 static double site_bytes(const plan_request *r, const sizes *s) {
     double most = 0, together = s->hessian * s->sum_k2;
+    double more = has_rows(r) ? tree_matrices((leaf_range){0, LEAVES, r->n_seq}) - 1 : 0;
     for (linear_id id = 0; id < LINEARS; id++) {
         int64_t n, k;
         linear_shape(r->config, id, &n, &k);
         double w = (double)k, cross = follows_original(r) ? 4 * cross_rows(r->config, linear_site[id]) * w : 0;
         double statistics = at_once(r) ? together : needs_hessian(r) ? s->hessian * w * w + cross : 0;
-        most = larger(most, statistics + solve_bytes(r, (double)n, w));
+        most = larger(most, statistics + larger(solve_bytes(r, (double)n, w), more * (s->hessian * w * w + cross)));
     }
     return most;
 }

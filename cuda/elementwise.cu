@@ -43,6 +43,12 @@ ql_status ql_cuda_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
     return QL_OK;
 }
 
+static __global__ void add_f64_kernel(ql_mat x, float alpha, ql_mat y) {
+    double *sum = row_of<double>(x, blockIdx.x);
+    const double *term = row_of<double>(y, blockIdx.x);
+    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) sum[j] += alpha * term[j];
+}
+
 static __global__ void add_kernel(ql_mat x, float alpha, ql_mat y) {
     for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
         put_value(x, blockIdx.x, j, value_at(x, blockIdx.x, j) + alpha * value_at(y, blockIdx.x, j));
@@ -51,7 +57,8 @@ static __global__ void add_kernel(ql_mat x, float alpha, ql_mat y) {
 ql_status ql_cuda_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
-    LAUNCH(gpu, add_kernel, x.rows, THREADS, x, alpha, y);
+    if (x.dtype == QL_F64) LAUNCH(gpu, add_f64_kernel, x.rows, THREADS, x, alpha, y);
+    else LAUNCH(gpu, add_kernel, x.rows, THREADS, x, alpha, y);
     return QL_OK;
 }
 

@@ -168,7 +168,8 @@ ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
 }
 
 ql_status ql_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
-    QL_TRY(check_activations("add: x", x, ANY, ANY));
+    if (x.dtype == QL_F64) QL_TRY(check_mat("add: x", x, QL_F64, ANY, ANY));
+    else QL_TRY(check_activations("add: x", x, ANY, ANY));
     QL_TRY(check_mat("add: y", y, x.dtype, x.rows, x.cols));
     return x.rows && x.cols ? ctx->ops->add(ctx, x, alpha, y) : QL_OK;
 }

@@ -199,7 +199,7 @@ QL_API ql_status ql_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, 
 /* y = gate / (1 + exp(-gate)) * up, all [m][f] F32 or BF16; y may be gate. */
 QL_API ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y);
 
-/* x += alpha y, both [m][h] F32 or BF16. */
+/* x += alpha y, both [m][h] F32, BF16 or F64; y may be x. */
 QL_API ql_status ql_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y);
 
 /* dst = src, between F32, F16, BF16 and F64, to nearest even; out of range becomes infinite. */

@@ -107,6 +107,27 @@ static void add_rounds_twice(void **state) {
     }
 }
 
+/* Sums of statistics are added in double; a matrix may be taken from itself. */
+static void add_in_double_and_to_itself(void **state) {
+    backend *b = *state;
+    ql_mat x = poisoned(b, QL_F64, 7, 300), y = poisoned(b, QL_F64, 7, 300), sum = poisoned(b, QL_F64, 7, 300),
+           zero = poisoned(b, QL_F64, 7, 300);
+    for (int64_t r = 0; r < x.rows; r++)
+        for (int64_t c = 0; c < x.cols; c++) {
+            ref_put(x, r, c, 1.0 / (double)(3 + r * x.cols + c));
+            ref_put(y, r, c, 1e-9 / (double)(7 + r + c));
+            ref_put(sum, r, c, ref_at(x, r, c) + ref_at(y, r, c));
+            ref_put(zero, r, c, 0);
+        }
+    ql_mat dx = upload(b, x);
+    assert_ok(ql_add(b->ctx, dx, 1, upload(b, y)));
+    download(b, dx, x);
+    assert_same_bits(x, sum);
+    assert_ok(ql_add(b->ctx, dx, -1, dx));
+    download(b, dx, x);
+    assert_same_bits(x, zero);
+}
+
 /* ---- convert --------------------------------------------------------------------------------------------------------------- */
 
 static ql_mat converted(backend *b, ql_mat src, ql_dtype dtype) {
@@ -262,6 +283,7 @@ int main(void) {
         cmocka_unit_test(swiglu_whole_range),
         cmocka_unit_test(swiglu_keeps_nan),
         cmocka_unit_test(add_rounds_twice),
+        cmocka_unit_test(add_in_double_and_to_itself),
         cmocka_unit_test(convert_all_halves_there_and_back),
         cmocka_unit_test(convert_rounds_doubles_once),
         cmocka_unit_test(convert_infinities_and_same_type),

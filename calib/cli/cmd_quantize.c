@@ -171,6 +171,7 @@ static const cli_option options[] = {
     {"resume", 0, NULL, false, "go on where an interrupted job stopped; content with a finished one"},
     {"format", 'f', "NAME", false,
      "gptq (default), gptq_v2, awq, compressed-tensors, fp8, bitsandbytes, gguf, or dense: a plain 16-bit checkpoint"},
+    {"deterministic", 0, NULL, false, "the same bytes for any number of threads: always so, costs nothing"},
     {"shard-size", 0, "BYTES", false, "largest file, for instance 500MB (default: 5GB)"},
     {NULL, 0, NULL, false, NULL},
 };

@@ -33,10 +33,14 @@ static ql_status factor(const linear_problem *p, ql_mat r, double *damp) {
 static ql_status follow_original(linear_problem *p, ql_mat r, ql_mat target) {
     ql_mat answer;
     double n = (double)p->n, k = (double)p->k;
+    int64_t height = panel_height(p->n);
     phases_enter(p->phases, PHASE_TARGET, 4 * n * k * k);
     QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &answer));
     if (ql_is_present(p->drift->output)) QL_TRY(ql_convert(p->ctx, p->drift->output, answer));
-    else QL_TRY(ql_gemm(p->ctx, p->w, p->drift->input, ql_no_mat(), answer));
+    for (int64_t row = 0; row < p->n && ql_is_present(p->drift->input); row += height) {
+        int64_t rows = ql_at_most(height, p->n - row);
+        QL_TRY(ql_gemm(p->ctx, ql_rows(p->w, row, rows), p->drift->input, ql_no_mat(), ql_rows(answer, row, rows)));
+    }
     QL_TRY(ql_solve(p->ctx, answer, r, p->order, answer));
     QL_TRY(ql_convert(p->ctx, p->w, target));
     QL_TRY(ql_add(p->ctx, target, (float)p->recipe->drift, answer));

@@ -21,6 +21,10 @@ typedef struct linear_problem {
     double mean_diagonal; /* of the live columns */
 } linear_problem;
 
+/* Rows of a weight are independent given its statistics.  What is computed from several rows at once, a product or a sum, is computed
+ * by panels of this height, so that it does not matter which rows somebody has. */
+static inline int64_t panel_height(int64_t n) { return n > 8192 ? 512 : 128; }
+
 /* How a module was treated, for the report. */
 typedef struct linear_record {
     const char *method;   /* "rtn", "gptq" */

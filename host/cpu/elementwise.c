@@ -37,10 +37,15 @@ static inline void add_row(void *sum, const ql_dtype dtype, float alpha, const v
         ql_put_value(sum, dtype, i, ql_value(sum, dtype, i) + alpha * ql_value(term, dtype, i));
 }
 
+static void add_row_f64(double *sum, float alpha, const double *term, int64_t cols) {
+    for (int64_t i = 0; i < cols; i++) sum[i] += alpha * term[i];
+}
+
 ql_status ql_cpu_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
 #pragma omp parallel for schedule(static) num_threads(ctx->threads)
     for (int64_t r = 0; r < x.rows; r++)
-        QL_BY_TYPE(x.dtype, add_row, ql_rows(x, r, 1).data, alpha, ql_rows(y, r, 1).data, x.cols);
+        if (x.dtype == QL_F64) add_row_f64(ql_rows(x, r, 1).data, alpha, ql_rows(y, r, 1).data, x.cols);
+        else QL_BY_TYPE(x.dtype, add_row, ql_rows(x, r, 1).data, alpha, ql_rows(y, r, 1).data, x.cols);
     return QL_OK;
 }
 

@@ -6,9 +6,22 @@
 #include "host/mat.h"
 #include "host/ops.h"
 
-/* Large enough that packing both operands ((m + n) k copies for m n k products) costs a few per cent, small enough that 256 tokens
- * times 2048 outputs still feed four threads.  Measured: perf/LOG.md, "gemm tiles". */
-enum { TILE_ROWS = 512, TILE_COLS = 512 };
+/* Large enough that packing both operands ((m + n) k copies for m n k products) costs a few per cent; a small product is cut finer,
+ * because it too has to feed some threads.  Measured: perf/LOG.md, "gemm tiles", "leaves". */
+enum { TILE = 512, LEAST_TILE = 128, ENOUGH = 4 };
+
+typedef struct tile_shape {
+    int64_t rows, cols;
+} tile_shape;
+
+static tile_shape choose_tile(int64_t m, int64_t n) {
+    tile_shape t = {ql_at_most(TILE, m), ql_at_most(TILE, n)};
+    while (ql_ceil_div(m, t.rows) * ql_ceil_div(n, t.cols) < ENOUGH && (t.rows > LEAST_TILE || t.cols > LEAST_TILE)) {
+        if (t.rows > t.cols) t.rows = ql_ceil_div(t.rows, 2);
+        else t.cols = ql_ceil_div(t.cols, 2);
+    }
+    return t;
+}
 
 static void fill_with_bias(ql_mat y, const float *bias) {
     for (int64_t r = 0; r < y.rows; r++) {
@@ -26,10 +39,11 @@ static void tile_product(ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
 }
 
 ql_status ql_cpu_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
+    const tile_shape tile = choose_tile(y.rows, y.cols);
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)
-    for (int64_t c = 0; c < y.cols; c += TILE_COLS)
-        for (int64_t r = 0; r < y.rows; r += TILE_ROWS) {
-            int64_t rows = ql_at_most(TILE_ROWS, y.rows - r), cols = ql_at_most(TILE_COLS, y.cols - c);
+    for (int64_t c = 0; c < y.cols; c += tile.cols)
+        for (int64_t r = 0; r < y.rows; r += tile.rows) {
+            int64_t rows = ql_at_most(tile.rows, y.rows - r), cols = ql_at_most(tile.cols, y.cols - c);
             ql_mat tile_bias = ql_is_present(bias) ? ql_cols(bias, c, cols) : bias;
             tile_product(ql_rows(x, r, rows), ql_rows(w, c, cols), tile_bias, ql_cols(ql_rows(y, r, rows), c, cols));
         }

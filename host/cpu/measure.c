@@ -2,8 +2,8 @@
  *
  * nll, kld: rows are independent; exponentials and sums in double.
  * loss: tr(E H E^T) = sum over i <= j of c E[:, i] . H[i][j] E[:, j], c = 1 on the diagonal and 2 above it, E = w - q.  Rows of E
- * are cut into fixed panels that the threads share; for every block of columns one product gives the part above the diagonal block,
- * a second one the diagonal block itself.
+ * are cut into fixed panels and columns into blocks, which the threads share; for every block of columns one product gives the part
+ * above the diagonal block, a second one the diagonal block itself.
  */
 #include <omp.h>
 
@@ -81,8 +81,11 @@ ql_status ql_cpu_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_mat
 
 /* ---- loss -------------------------------------------------------------------------------------------------------------------- */
 
-/* 128 rows of E per panel, blocks of 256 columns: the products stay large, and 1024 outputs still feed eight threads. */
-enum { ROWS = 128, COLS = 256 };
+/* 128 rows of E per panel, blocks of 256 columns: the products stay large.  Narrow layers are cut finer: a task is one panel and one
+ * block, so 128 rows alone already feed some threads. */
+enum { ROWS = 128, COLS = 256, NARROW = 512, NARROW_COLS = 128 };
+
+static int64_t block_of(int64_t k) { return k > NARROW ? COLS : NARROW_COLS; }
 
 static double value_at(ql_mat a, int64_t r, int64_t c) {
     int64_t i = r * a.ld + c;
@@ -126,55 +129,58 @@ static void half_block(ql_mat h, ql_mat d) {
             put_at(d, r, c, c < r ? 0 : c == r ? value_at(h, r, c) / 2 : value_at(h, r, c));
 }
 
-/* Where one thread works: its panel of E, the product, and the diagonal block. */
+/* Where one thread works: its panels of E and W, the product, and the diagonal block. */
 typedef struct workspace {
-    ql_mat e, t, d; /* [ROWS][k], [ROWS][COLS], [COLS][COLS] */
+    ql_mat e, w, t, d; /* [ROWS][k] twice, [ROWS][COLS], [COLS][COLS] */
 } workspace;
 
-static size_t workspace_values(int64_t k) { return (size_t)(ROWS * k + ROWS * COLS + COLS * COLS); }
+static size_t workspace_values(int64_t k) { return (size_t)(2 * ROWS * k + ROWS * COLS + COLS * COLS); }
 
-static workspace workspace_at(char *data, ql_dtype dtype, int64_t k, int64_t rows) {
-    size_t size = ql_dtype_size(dtype);
-    char *t = data + (size_t)(ROWS * k) * size, *d = t + (size_t)(ROWS * COLS) * size;
-    return (workspace){ql_mat_of(data, dtype, rows, k), ql_mat_of(t, dtype, rows, COLS),
-                       ql_mat_of(d, dtype, COLS, COLS)};
+static workspace workspace_at(char *data, ql_dtype dtype, int64_t k) {
+    size_t panel = (size_t)(ROWS * k) * ql_dtype_size(dtype), product = ROWS * COLS * ql_dtype_size(dtype);
+    return (workspace){ql_mat_of(data, dtype, ROWS, k), ql_mat_of(data + panel, dtype, ROWS, k),
+                       ql_mat_of(data + 2 * panel, dtype, ROWS, COLS),
+                       ql_mat_of(data + 2 * panel + product, dtype, COLS, COLS)};
 }
 
-/* tr(E H E^T) for the panel of E in the workspace. */
-static double quadratic_form(workspace s, ql_mat h) {
-    if (!ql_is_present(h)) return dot(s.e, s.e);
-    double sum = 0;
-    for (int64_t col = 0; col < h.cols; col += COLS) {
-        int64_t cols = ql_at_most(COLS, h.cols - col);
-        ql_mat e = ql_cols(s.e, col, cols), t = ql_cols(s.t, 0, cols), d = ql_rows(ql_cols(s.d, 0, cols), 0, cols);
-        ql_mat above = ql_cols(ql_rows(h, 0, col), col, cols), block = ql_cols(ql_rows(h, col, cols), col, cols);
-        half_block(block, d);
-        multiply(ql_cols(s.e, 0, col), above, 0, t);
-        multiply(e, d, 1, t);
-        sum += 2 * dot(t, e);
-    }
-    return sum;
+/* What the columns [col, col + cols) add to tr(E H E^T). */
+static double quadratic_form(ql_mat e, ql_mat h, int64_t col, int64_t cols, workspace s) {
+    if (!ql_is_present(h)) return dot(ql_cols(e, col, cols), ql_cols(e, col, cols));
+    ql_mat own = ql_cols(e, col, cols), t = ql_rows(ql_cols(s.t, 0, cols), 0, e.rows),
+           d = ql_rows(ql_cols(s.d, 0, cols), 0, cols);
+    ql_mat above = ql_cols(ql_rows(h, 0, col), col, cols), diagonal = ql_cols(ql_rows(h, col, cols), col, cols);
+    half_block(diagonal, d);
+    multiply(ql_cols(e, 0, col), above, 0, t);
+    multiply(own, d, 1, t);
+    return 2 * dot(t, own);
 }
 
 ql_status ql_cpu_loss(ql_ctx *ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm) {
     ql_dtype dtype = ql_is_present(h) ? h.dtype : QL_F32;
-    int64_t panels = ql_ceil_div(w.rows, ROWS);
+    int64_t panels = ql_ceil_div(w.rows, ROWS), width = block_of(w.cols), blocks = ql_ceil_div(w.cols, width);
     size_t share = workspace_values(w.cols) * ql_dtype_size(dtype);
-    size_t bytes = (size_t)ctx->threads * share + (size_t)panels * 2 * sizeof(double);
-    double *sums = ql_malloc(bytes); /* [panels][2], then the workspaces */
+    size_t bytes = (size_t)ctx->threads * share + (size_t)(panels * blocks) * 2 * sizeof(double);
+    double *sums = ql_malloc(bytes); /* [panels][blocks][2], then the workspaces */
     if (!sums) return ql_fail(QL_NOMEM, "loss: no memory for %zu bytes of workspace", bytes);
-    char *spaces = (char *)(sums + 2 * panels);
-#pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
-    for (int64_t p = 0; p < panels; p++) {
-        int64_t rows = ql_at_most(ROWS, w.rows - p * ROWS);
-        workspace s = workspace_at(spaces + (size_t)omp_get_thread_num() * share, dtype, w.cols, rows);
-        form_error(ql_rows(w, p * ROWS, rows), ql_rows(q, p * ROWS, rows), s.e);
-        sums[2 * p] = quadratic_form(s, h);
-        form_error(ql_rows(w, p * ROWS, rows), ql_no_mat(), s.e);
-        sums[2 * p + 1] = quadratic_form(s, h);
+    char *spaces = (char *)(sums + 2 * panels * blocks);
+#pragma omp parallel num_threads(ctx->threads)
+    {
+        workspace s = workspace_at(spaces + (size_t)omp_get_thread_num() * share, dtype, w.cols);
+        int64_t formed = -1;
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t p = 0; p < panels; p++)
+            for (int64_t b = 0; b < blocks; b++) {
+                int64_t rows = ql_at_most(ROWS, w.rows - p * ROWS), cols = ql_at_most(width, w.cols - b * width);
+                ql_mat e = ql_rows(s.e, 0, rows), copy = ql_rows(s.w, 0, rows);
+                if (formed != p) form_error(ql_rows(w, p * ROWS, rows), ql_rows(q, p * ROWS, rows), e);
+                if (formed != p) form_error(ql_rows(w, p * ROWS, rows), ql_no_mat(), copy);
+                formed = p;
+                sums[2 * (p * blocks + b)] = quadratic_form(e, h, b * width, cols, s);
+                sums[2 * (p * blocks + b) + 1] = quadratic_form(copy, h, b * width, cols, s);
+            }
     }
     *loss = *norm = 0;
-    for (int64_t p = 0; p < panels; p++) *loss += sums[2 * p], *norm += sums[2 * p + 1];
+    for (int64_t i = 0; i < panels * blocks; i++) *loss += sums[2 * i], *norm += sums[2 * i + 1];
     ql_mfree(sums);
     return QL_OK;
 }
