@@ -11,7 +11,7 @@ enum { BATCH_ROWS = 4096 };
 static int64_t batch_size(int64_t seq_len) { return seq_len >= BATCH_ROWS ? 1 : BATCH_ROWS / seq_len; }
 
 static ql_status make_batch(dataset *d, int64_t leaf, int64_t first_seq, int64_t n_seq, batch *out) {
-    const int64_t *start = d->tokens->start;
+    const int64_t *start = d->tokens.start;
     int64_t *local;
     QL_TRY(ql_take(d->host, (size_t)n_seq + 1, sizeof *local, &local));
     for (int64_t s = 0; s <= n_seq; s++) local[s] = start[first_seq + s] - start[first_seq];
@@ -28,7 +28,7 @@ static ql_status make_batch(dataset *d, int64_t leaf, int64_t first_seq, int64_t
 }
 
 static ql_status cut(dataset *d, int64_t leaf, int64_t first, int64_t end) {
-    int64_t size = batch_size(d->tokens->seq_len);
+    int64_t size = batch_size(d->tokens.seq_len);
     for (; first < end; first += size) {
         batch *b = &d->batches[d->n_batches++];
         QL_TRY(make_batch(d, leaf, first, end - first < size ? end - first : size, b));
@@ -38,18 +38,18 @@ static ql_status cut(dataset *d, int64_t leaf, int64_t first, int64_t end) {
 }
 
 static ql_status make_batches(dataset *d, dataset_use use) {
-    int64_t size = batch_size(d->tokens->seq_len), n_seq = d->tokens->n_seq;
+    int64_t size = batch_size(d->tokens.seq_len), n_seq = d->tokens.n_seq, rows = d->leaves.rows;
     /* Every leaf may end with a short batch, and every dropped sequence splits one: room for one more each. */
     int64_t most = ql_ceil_div(n_seq, size) + LEAVES + d->skip_limit;
     QL_TRY(ql_take(d->host, (size_t)most, sizeof *d->batches, &d->batches));
     if (use == DATASET_WHOLE_BLOCKS) return cut(d, 0, 0, n_seq);
     for (int64_t leaf = d->leaves.first; leaf < d->leaves.end; leaf++)
-        QL_TRY(cut(d, leaf, leaf_begin(leaf, n_seq), leaf_begin(leaf + 1, n_seq)));
+        QL_TRY(cut(d, leaf, leaf_begin(leaf, rows) - d->first_seq, leaf_begin(leaf + 1, rows) - d->first_seq));
     return QL_OK;
 }
 
 static ql_status upload_positions(dataset *d) {
-    const token_file *t = d->tokens;
+    const token_file *t = &d->tokens;
     int32_t *position;
     ql_mark mark = ql_arena_mark(d->host);
     QL_TRY(ql_take(d->host, (size_t)t->n_tokens, sizeof *position, &position));
@@ -64,16 +64,30 @@ static ql_status take_stream(const dataset *d, const model_config *config, bool 
                              stream *out) {
     int64_t attn = config->heads * config->head_dim;
     int64_t width = attn > config->intermediate ? attn : config->intermediate;
-    QL_TRY(ql_arena_mat(device, QL_F32, d->tokens->n_tokens, config->hidden, &out->x));
-    return with_act ? ql_arena_mat(device, QL_F32, d->tokens->n_tokens, width, &out->act) : QL_OK;
+    QL_TRY(ql_arena_mat(device, QL_F32, d->tokens.n_tokens, config->hidden, &out->x));
+    return with_act ? ql_arena_mat(device, QL_F32, d->tokens.n_tokens, width, &out->act) : QL_OK;
 }
 
-ql_status dataset_open(ql_ctx *ctx, const model_config *config, const token_file *tokens, dataset_use use,
-                       ql_arena *device, dataset *out) {
-    *out = (dataset){
-        .ctx = ctx, .tokens = tokens, .skip_limit = tokens->n_seq / 100, .leaves = {0, LEAVES, tokens->n_seq}};
+/* The sequences of some leaves, as if there were no others. */
+static ql_status view_tokens(dataset *d, const token_file *all) {
+    int64_t first = leaf_begin(d->leaves.first, all->n_seq), end = leaf_begin(d->leaves.end, all->n_seq), *start;
+    QL_TRY(ql_take(d->host, (size_t)(end - first) + 1, sizeof *start, &start));
+    for (int64_t s = first; s <= end; s++) start[s - first] = all->start[s] - all->start[first];
+    d->first_seq = first;
+    d->tokens = *all;
+    d->tokens.n_seq = end - first;
+    d->tokens.n_tokens = start[end - first];
+    d->tokens.ids = all->ids + all->start[first];
+    d->tokens.start = start;
+    return QL_OK;
+}
+
+ql_status dataset_open(ql_ctx *ctx, const model_config *config, const token_file *tokens, leaf_range leaves,
+                       dataset_use use, ql_arena *device, dataset *out) {
+    *out = (dataset){.ctx = ctx, .skip_limit = tokens->n_seq / 100, .leaves = leaves};
     QL_TRY(ql_arena_open(NULL, &out->host));
-    ql_status status = ql_arena_mat(device, QL_I32, 1, tokens->n_tokens, &out->position);
+    ql_status status = view_tokens(out, tokens);
+    if (status == QL_OK) status = ql_arena_mat(device, QL_I32, 1, out->tokens.n_tokens, &out->position);
     if (status == QL_OK) status = take_stream(out, config, use != DATASET_WHOLE_BLOCKS, device, &out->rows);
     if (status == QL_OK && use == DATASET_STEPS_AND_ORIGINAL)
         status = take_stream(out, config, true, device, &out->original);
@@ -91,8 +105,9 @@ void dataset_close(dataset *d) {
 ql_status dataset_embed(dataset *d, const model *m, ql_arena *device) {
     ql_mark mark = ql_arena_mark(device);
     ql_mat table, ids;
+    if (d->tokens.n_tokens == 0) return QL_OK;
     QL_TRY(model_load_embedding(m, device, &table));
-    QL_TRY(ql_arena_upload(device, QL_I32, 1, d->tokens->n_tokens, d->tokens->ids, &ids));
+    QL_TRY(ql_arena_upload(device, QL_I32, 1, d->tokens.n_tokens, d->tokens.ids, &ids));
     QL_TRY(ql_embed(d->ctx, table, ids, d->rows.x));
     if (ql_is_present(d->original.x)) QL_TRY(ql_embed(d->ctx, table, ids, d->original.x));
     ql_arena_release(device, mark);
@@ -125,12 +140,12 @@ ql_status dataset_check(dataset *d, int64_t i, ql_mat values, int64_t layer, con
     QL_TRY(ql_find_nonfinite(d->ctx, values, &index));
     if (index < 0) return QL_OK;
     while (b->start[bad + 1] <= index / values.cols) bad++;
-    int64_t sample = b->first_seq + bad;
+    int64_t sample = d->first_seq + b->first_seq + bad;
     if (d->n_skipped >= d->skip_limit)
         return ql_fail(
             QL_FORMAT,
             "layer %lld, %s: activations of sample %lld are not finite; %lld of %lld samples may be skipped (1 %%)",
-            (long long)layer, where, (long long)sample, (long long)d->skip_limit, (long long)d->tokens->n_seq);
+            (long long)layer, where, (long long)sample, (long long)d->skip_limit, (long long)d->leaves.rows);
     ql_log(QL_WARNING, "layer %lld, %s: activations of sample %lld are not finite; the sample is skipped",
            (long long)layer, where, (long long)sample);
     d->n_skipped++;

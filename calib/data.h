@@ -20,12 +20,13 @@ typedef struct stream {
 
 typedef struct dataset {
     ql_ctx *ctx;
-    const token_file *tokens;
+    token_file tokens; /* those of the leaves: a view */
+    int64_t first_seq; /* of them, among all */
     ql_arena *host;
     leaf_range leaves;
     int64_t n_batches, max_rows;
     batch *batches;                /* leaf after leaf */
-    int64_t n_skipped, skip_limit; /* sequences that became non-finite, at most 1 % */
+    int64_t n_skipped, skip_limit; /* sequences that became non-finite, at most 1 % of all */
     ql_mat position;               /* I32 [1][tokens] */
     stream rows;                   /* through the model being made */
     stream original;               /* through the full-precision model, to measure drift; absent if nobody asks */
@@ -33,8 +34,8 @@ typedef struct dataset {
 
 /* What a dataset is for: whole blocks at once, step by step, or step by step beside the original. */
 typedef enum dataset_use { DATASET_WHOLE_BLOCKS, DATASET_STEPS, DATASET_STEPS_AND_ORIGINAL } dataset_use;
-ql_status dataset_open(ql_ctx *ctx, const model_config *config, const token_file *tokens, dataset_use use,
-                       ql_arena *device, dataset *out);
+ql_status dataset_open(ql_ctx *ctx, const model_config *config, const token_file *tokens, leaf_range leaves,
+                       dataset_use use, ql_arena *device, dataset *out);
 void dataset_close(dataset *d);
 
 /* x of all streams = embedding of the tokens. */

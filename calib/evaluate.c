@@ -29,7 +29,8 @@ static void runner_close(runner *r) {
 static ql_status run_blocks(ql_ctx *ctx, runner *r, const token_file *tokens, progress *p, int64_t *step) {
     QL_TRY(ql_arena_open(ctx, &r->device));
     QL_TRY(ql_arena_open(ctx, &r->weights));
-    QL_TRY(dataset_open(ctx, &r->model->config, tokens, DATASET_WHOLE_BLOCKS, r->device, &r->data));
+    QL_TRY(dataset_open(ctx, &r->model->config, tokens, (leaf_range){0, LEAVES, tokens->n_seq}, DATASET_WHOLE_BLOCKS,
+                        r->device, &r->data));
     QL_TRY(forward_open(ctx, &r->model->config, tokens->seq_len, r->data.max_rows, r->device, &r->forward));
     QL_TRY(model_plan_inputs(r->model, r->data.max_rows));
     if (model_rounds_inputs(r->model))

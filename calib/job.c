@@ -57,6 +57,7 @@ static ql_status open_engine(ql_ctx *ctx, job *j) {
     const quantize_request *r = j->request;
     QL_TRY(ql_arena_open(ctx, &j->device));
     QL_TRY(engine_open(ctx, &j->model, &r->recipe, r->mode, &j->engine));
+    j->engine.comm = r->comm;
     j->engine.stats_dir = r->stats_dir;
     for (int i = 0; i < j->count; i++) j->engine.kinds |= recipe_statistics(&j->parts[i].request->recipe);
     bool with_rows = r->tokens_path && j->engine.kinds; /* rounding to nearest reads nothing of its rows */
@@ -82,9 +83,20 @@ static ql_status replay_layer(job *j, int64_t layer) {
     return layer_replay(&j->engine, &result);
 }
 
+/* Ranks that have come apart must not go on beside each other. */
+static ql_status agree(job *j, int64_t layer) {
+    char *text;
+    QL_TRY(ql_arena_format(j->engine.host, &text, "layer=%lld\n", (long long)layer));
+    for (int i = 0; i < j->count; i++)
+        QL_TRY(ql_arena_format(j->engine.host, &text, "%sjob %d=%s\ndone %d=%lld\n", text, i, j->parts[i].fingerprint,
+                               i, (long long)part_done(&j->parts[i])));
+    return ql_comm_agree(j->request->comm, "a layer", text);
+}
+
 static ql_status make_layer(job *j, int64_t layer) {
     engine *e = &j->engine;
     layer_step step;
+    QL_TRY(agree(j, layer));
     QL_TRY(layer_begin(e, layer, &step));
     for (int i = 0; i < j->count; i++) {
         part *p = &j->parts[i];
@@ -128,9 +140,19 @@ static size_t free_rows(job *j) {
 
 static ql_status write_outputs(job *j) {
     size_t device_peak = free_rows(j);
+    if (ql_comm_rank(j->request->comm) > 0) return QL_OK;
     progress_step(j->progress, j->model.config.layers, "writing");
     for (int i = 0; i < j->count; i++)
-        if (!part_is_complete(&j->parts[i])) QL_TRY(part_write(&j->parts[i], j->data.n_skipped, device_peak));
+        if (!part_is_complete(&j->parts[i])) QL_TRY(part_write(&j->parts[i], j->engine.samples_skipped, device_peak));
+    return QL_OK;
+}
+
+/* Where each rank leaves its last steps if the ranks lose each other. */
+static ql_status record_steps(job *j) {
+    char *path;
+    QL_TRY(ql_arena_format(j->host, &path, "%s/flight-rank-%d.json", j->request->work_dir,
+                           ql_comm_rank(j->request->comm)));
+    ql_comm_record(j->request->comm, path);
     return QL_OK;
 }
 
@@ -142,8 +164,10 @@ static ql_status run(ql_ctx *ctx, job *j, const quantize_request requests[]) {
     QL_TRY(open_parts(ctx, j, requests));
     for (int i = 0; i < j->count; i++) complete = complete && part_is_complete(&j->parts[i]);
     if (complete) return QL_OK;
+    QL_TRY(record_steps(j));
     QL_TRY(open_engine(ctx, j));
-    QL_TRY(progress_open(j->request->progress, "quantize", j->model.config.layers + 1, &j->progress));
+    progress_style style = ql_comm_rank(j->request->comm) == 0 ? j->request->progress : PROGRESS_NONE;
+    QL_TRY(progress_open(style, "quantize", j->model.config.layers + 1, &j->progress));
     j->engine.progress = j->progress;
     QL_TRY(run_layers(j));
     QL_TRY(write_outputs(j));

@@ -21,11 +21,13 @@ typedef struct quantize_request {
     uint64_t shard_size;
     bool resume;
     progress_style progress;
+    ql_comm *comm; /* NULL: one rank; else all call quantize_run, and rank 0 writes */
 } quantize_request;
 
-/* Makes several outputs in one pass over the model: requests[0..count-1] share model, rows or store, mode, resume and progress, and
+/* Makes several outputs in one pass over the model: requests[0..count-1] share model, rows or store, mode, ranks, resume and progress, and
  * every one has its own directories.  With mode propagated, where the rows depend on the recipe, count is 1.
- * reports[i]: report.json as a document (json_decref), also when that output was complete already; NULL after a failure. */
+ * reports[i]: report.json as a document (json_decref), also when that output was complete already; NULL after a failure, and on
+ * other ranks than 0. */
 ql_status quantize_run(ql_ctx *ctx, const quantize_request requests[], int count, json_t *reports[]);
 
 typedef struct calibrate_request {

@@ -157,8 +157,8 @@ static ql_status append(journal *j, const json_t *event) {
 
 static const char *const layer_suffix[] = {"safetensors", "h5"};
 
-ql_status journal_layer_path(const journal *j, int64_t layer, ql_arena *arena, char **path) {
-    return ql_arena_format(arena, path, "%s/layer-%04lld.safetensors", j->dir, (long long)layer);
+ql_status journal_layer_path(const char *dir, int64_t layer, ql_arena *arena, char **path) {
+    return ql_arena_format(arena, path, "%s/layer-%04lld.safetensors", dir, (long long)layer);
 }
 
 /* What a layer's job left: a file of weights or of statistics. */

@@ -35,7 +35,7 @@ const json_t *journal_record(const journal *j, int64_t layer);
 
 /* Path of a layer's file of weights.  commit: the file, or layer-0000.h5 in its place, is already there (renamed); its size and
  * hash go into the line with `record`, which may be NULL. */
-ql_status journal_layer_path(const journal *j, int64_t layer, ql_arena *arena, char **path);
+ql_status journal_layer_path(const char *dir, int64_t layer, ql_arena *arena, char **path);
 ql_status journal_commit(journal *j, int64_t layer, const json_t *record);
 /* Compares a committed layer's file with its line: QL_FORMAT names the file when they differ. */
 ql_status journal_check_layer(const journal *j, int64_t layer);

@@ -19,7 +19,8 @@ ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, q
     const recipe *r = e->recipe;
     bool with_drift = r && e->mode == STATISTICS_PROPAGATED && r->sequential && r->drift > 0;
     dataset_use use = with_drift ? DATASET_STEPS_AND_ORIGINAL : DATASET_STEPS;
-    QL_TRY(dataset_open(e->ctx, &e->model->config, tokens, use, device, data));
+    leaf_range leaves = ranks_leaves(e->comm, tokens->n_seq);
+    QL_TRY(dataset_open(e->ctx, &e->model->config, tokens, leaves, use, device, data));
     e->data = data;
     QL_TRY(forward_open(e->ctx, &e->model->config, tokens->seq_len, data->max_rows, device, &e->forward));
     ql_arena *table; /* in a small model the embedding is larger than any block: it leaves at once */
@@ -50,7 +51,7 @@ static double linear_flops(const engine *e, site_id site) {
     for (linear_id id = 0; id < LINEARS; id++) {
         int64_t n, k;
         linear_shape(&e->model->config, id, &n, &k);
-        if (linear_site[id] == site) flops += 2.0 * (double)n * (double)k * (double)e->data->tokens->n_tokens;
+        if (linear_site[id] == site) flops += 2.0 * (double)n * (double)k * (double)e->data->tokens.n_tokens;
     }
     return flops;
 }
@@ -58,7 +59,7 @@ static double linear_flops(const engine *e, site_id site) {
 /* QK^T and PV of causal attention: half of 2 * 2 * length^2 * width. */
 static double attention_flops(const engine *e) {
     double flops = 0;
-    const token_file *t = e->data->tokens;
+    const token_file *t = &e->data->tokens;
     for (int64_t s = 0; s < t->n_seq; s++) {
         double length = (double)(t->start[s + 1] - t->start[s]);
         flops += 2.0 * length * length * (double)attn_width(e);
@@ -190,6 +191,20 @@ static ql_status observe_leaf(engine *e, view *v, int64_t leaf, int64_t *next) {
     return QL_OK;
 }
 
+/* What all ranks have seen. */
+static ql_status join_view(engine *e, view *v) {
+    phases_enter(&e->phases, PHASE_RANKS, 0);
+    for (int i = 0; i < v->trees; i++) QL_TRY(ranks_join_tree(e->comm, &v->sum[i]));
+    QL_TRY(ranks_join_extremes(e->comm, e->ctx, v->input));
+    e->samples_skipped = e->data->n_skipped;
+    QL_TRY(ranks_sum(e->comm, "samples skipped", &e->samples_skipped));
+    if (e->samples_skipped <= e->data->skip_limit) return QL_OK;
+    return ql_fail(QL_FORMAT,
+                   "layer %lld, %s: activations of %lld samples are not finite; %lld of %lld may be skipped (1 %%)",
+                   (long long)v->layer, site_names[v->site], (long long)e->samples_skipped,
+                   (long long)e->data->skip_limit, (long long)e->data->leaves.rows);
+}
+
 /* Statistics of what the rows look like at one point.  Repeatable: nothing moves.  d: NULL, or the drift from `original` to measure. */
 static ql_status observe(engine *e, const block *b, int64_t layer, site_id site, capture *c, const block *original,
                          drift *d) {
@@ -201,6 +216,7 @@ static ql_status observe(engine *e, const block *b, int64_t layer, site_id site,
     QL_TRY(open_trees(e, &v));
     for (int64_t leaf = s.first; leaf < s.end; leaf++)
         if (!leaf_is_empty(leaf, s.rows)) QL_TRY(observe_leaf(e, &v, leaf, &next));
+    QL_TRY(join_view(e, &v));
     ql_arena_release(e->scratch, mark);
     return QL_OK;
 }
@@ -218,6 +234,7 @@ static ql_status collect_block(engine *e, const block *b, int64_t layer, int kin
         QL_TRY(open_capture(e, site, kinds, &captures[site]));
         QL_TRY(observe(e, b, layer, site, &captures[site], NULL, NULL));
     }
+    for (int i = 0; kv && i < 2; i++) QL_TRY(ranks_join_extremes(e->comm, e->ctx, &kv[i]));
     return advance(e, &e->data->rows, b, layer, SITES, NULL);
 }
 
@@ -261,7 +278,9 @@ static ql_status solve_site(engine *e, block *b, int64_t layer, site_id site, co
         .input = input,
         .importance = e->importance,
         .drift = d,
-        .n_seq = e->data ? e->data->tokens->n_seq - e->data->n_skipped : 0,
+        .n_seq = e->data ? e->data->leaves.rows - e->samples_skipped : 0,
+        .comm = e->comm,
+        .owner = ranks_owner(e->comm, &e->model->config, site),
     };
     if (e->recipe->base.group == GROUP_TENSOR) QL_TRY(largest_of_site(&job, b, site, &job.largest));
     for (linear_id id = 0; id < LINEARS; id++) {

@@ -11,6 +11,7 @@
 #include "calib/data.h"
 #include "calib/linear.h"
 #include "calib/progress.h"
+#include "calib/ranks.h"
 #include "calib/smooth.h"
 
 typedef enum statistics_mode { STATISTICS_NONE, STATISTICS_PROPAGATED, STATISTICS_FP } statistics_mode;
@@ -21,6 +22,8 @@ typedef struct engine {
     const model *model;
     const recipe *recipe;
     statistics_mode mode;
+    ql_comm *comm;             /* NULL: one rank */
+    int64_t samples_skipped;   /* by all ranks */
     dataset *data;             /* NULL: no rows (nearest rounding, or statistics from a store) */
     const char *stats_dir;     /* NULL: no store */
     int kinds;                 /* full-precision statistics: which of them are read, STATS_* */

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calib/ranks.h"
 #include "host/log.h"
 #include "host/mat.h"
 #include "host/num.h"
@@ -71,19 +72,32 @@ static method_run *choose_method(const linear_job *job, const linear_problem *p)
     return job->recipe->literature ? method_gptq_literature : method_gptq;
 }
 
+/* Panel by panel, so that the sum does not depend on who has which. */
+static ql_status sum_losses(const linear_problem *p, ql_mat rounded, double *loss, double *norm) {
+    int64_t height = panel_height(p->all), panels = ql_ceil_div(p->all, height);
+    double(*of_panel)[2] = ql_malloc((size_t)panels * sizeof *of_panel);
+    if (!of_panel) return ql_fail(QL_NOMEM, "no memory for the losses of %lld panels", (long long)panels);
+    ql_status status = QL_OK;
+    for (int64_t row = 0; row < p->n && status == QL_OK; row += height) {
+        int64_t rows = ql_at_most(height, p->n - row);
+        double *own = of_panel[(p->first + row) / height];
+        status = ql_loss(p->ctx, ql_rows(p->w, row, rows), ql_rows(rounded, row, rows), p->h, &own[0], &own[1]);
+    }
+    phases_enter(p->phases, PHASE_RANKS, 0);
+    if (status == QL_OK) status = ranks_gather_panels(p->comm, "losses", p->all, sizeof *of_panel, of_panel);
+    *loss = *norm = 0;
+    for (int64_t i = 0; i < panels && status == QL_OK; i++) *loss += of_panel[i][0], *norm += of_panel[i][1];
+    ql_mfree(of_panel);
+    return status;
+}
+
 static ql_status measure(const linear_problem *p, const ql_grid *grid, ql_mat codes, double *loss, double *norm) {
     ql_mat rounded;
     ql_mark mark = ql_arena_mark(p->device);
     QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &rounded));
     phases_enter(p->phases, PHASE_LOSS, 4.0 * (double)p->n * (double)p->k * (double)p->k);
     QL_TRY(ql_dequantize(p->ctx, codes, grid, rounded));
-    *loss = *norm = 0;
-    for (int64_t row = 0, height = panel_height(p->n); row < p->n; row += height) {
-        int64_t rows = ql_at_most(height, p->n - row);
-        double own_loss, own_norm;
-        QL_TRY(ql_loss(p->ctx, ql_rows(p->w, row, rows), ql_rows(rounded, row, rows), p->h, &own_loss, &own_norm));
-        *loss += own_loss, *norm += own_norm;
-    }
+    QL_TRY(sum_losses(p, rounded, loss, norm));
     ql_arena_release(p->device, mark);
     return QL_OK;
 }
@@ -119,16 +133,27 @@ static ql_status solve(const linear_job *job, linear_problem *p, ql_grid *grid, 
     return QL_OK;
 }
 
+/* Our rows into their place among all, and then everyone's. */
+static ql_status take_rows(const linear_job *job, const linear_problem *p, const char *what, ql_mat ours, void *out) {
+    size_t row = (size_t)ours.cols * ql_dtype_size(ours.dtype);
+    void **all = out;
+    QL_TRY(ql_take(job->host, (size_t)p->all, row, all));
+    phases_enter(p->phases, PHASE_PACK, 0);
+    QL_TRY(ql_download(job->ctx, (char *)*all + (size_t)p->first * row, ours.data, ql_mat_bytes(ours)));
+    phases_enter(p->phases, PHASE_RANKS, 0);
+    return ranks_gather_rows(p->comm, what, p->all, row, *all);
+}
+
 static ql_status pack(const linear_job *job, const linear_problem *p, const ql_grid *grid, ql_mat codes, qmodule *out) {
     ql_mat words;
-    int64_t n_words = ql_packed_words(p->k, grid->bits), n_scales = p->n * ql_groups(p->k, grid->group);
+    int64_t n_words = ql_packed_words(p->k, grid->bits), n_scales = p->all * ql_groups(p->k, grid->group);
     phases_enter(p->phases, PHASE_PACK, 0);
-    *out = (qmodule){.name = job->name, .n = p->n, .k = p->k, .bits = grid->bits, .group = grid->group};
+    *out = (qmodule){.name = job->name, .n = p->all, .k = p->k, .bits = grid->bits, .group = grid->group};
     QL_TRY(ql_arena_mat(p->device, QL_I32, p->n, n_words, &words));
     QL_TRY(ql_pack(job->ctx, codes, grid->bits, words));
-    QL_TRY(ql_arena_download(job->host, job->ctx, words, (void **)&out->codes));
-    QL_TRY(ql_arena_download(job->host, job->ctx, grid->scale, (void **)&out->scale));
-    QL_TRY(ql_arena_download(job->host, job->ctx, grid->zero, (void **)&out->zero));
+    QL_TRY(take_rows(job, p, "codes", words, &out->codes));
+    QL_TRY(take_rows(job, p, "scales", grid->scale, &out->scale));
+    QL_TRY(take_rows(job, p, "zero points", grid->zero, &out->zero));
     if (ql_is_present(grid->g_idx)) QL_TRY(ql_arena_download(job->host, job->ctx, grid->g_idx, (void **)&out->g_idx));
     /* Only literature grids change here: what the file holds is what the next block must see. */
     for (int64_t i = 0; i < n_scales; i++) out->scale[i] = ql_round_f16(out->scale[i]);
@@ -162,15 +187,24 @@ static ql_status check_range(const linear_job *job, ql_mat w) {
 ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out, linear_record *record) {
     double begin = seconds_now();
     ql_mark mark = ql_arena_mark(job->device);
+    /* The literature's program factors and finds its groups for itself: every rank makes all rows. */
+    ql_comm *comm = job->recipe->literature ? NULL : job->comm;
+    row_range mine = ranks_rows(comm, lin->w.rows, ql_comm_rank(comm));
+    drift own_drift = job->drift ? *job->drift : (drift){0};
+    if (ql_is_present(own_drift.output)) own_drift.output = ql_rows(own_drift.output, mine.first, mine.count);
     linear_problem p = {
         .ctx = job->ctx,
         .device = job->device,
         .phases = job->phases,
         .recipe = job->recipe,
-        .n = lin->w.rows,
+        .comm = comm,
+        .owner = job->owner,
+        .all = lin->w.rows,
+        .first = mine.first,
+        .n = mine.count,
         .k = lin->w.cols,
-        .w = lin->w,
-        .drift = job->drift,
+        .w = ql_rows(lin->w, mine.first, mine.count),
+        .drift = job->drift ? &own_drift : NULL,
         .h_scale = job->n_seq > 0 ? 2.0 / (double)job->n_seq : 1,
     };
     ql_grid grid;

@@ -18,6 +18,8 @@ typedef struct linear_job {
     const imatrix *importance; /* of a file, instead of that of the input; NULL: none */
     const drift *drift;        /* NULL: not measured */
     int64_t n_seq;             /* sequences behind them */
+    ql_comm *comm;             /* NULL: one rank */
+    int owner;                 /* the rank that factors the statistics */
     float largest;             /* magnitude of all weights that share a tensor's scale; GROUP_TENSOR alone */
 } linear_job;
 

@@ -27,12 +27,28 @@ static ql_status check_output(const part *p) {
                    p->request->out_dir);
 }
 
+/* Every field of the fingerprint on a line of its own, so that ranks that differ can say in what. */
+static ql_status agree(part *p, const json_t *fingerprint) {
+    char *text;
+    const char *key;
+    json_t *value;
+    QL_TRY(ql_arena_string(p->host, "", &text));
+    json_object_foreach((json_t *)(uintptr_t)fingerprint, key, value) {
+        char *canonical;
+        QL_TRY(ql_json_canonical(value, p->host, &canonical));
+        QL_TRY(ql_arena_format(p->host, &text, "%s%s=%s\n", text, key, canonical));
+    }
+    return ql_comm_agree(p->request->comm, "this job", text);
+}
+
+/* Rank 0 keeps the journal. */
 static ql_status open_journal(ql_ctx *ctx, part *p) {
     json_t *fingerprint;
     QL_TRY(fingerprint_quantize(ctx, p->model, p->tokens, p->request, &fingerprint));
     journal_mode mode = p->request->resume ? JOURNAL_RESUME : JOURNAL_NEW;
     ql_status status = fingerprint_job(fingerprint, p->fingerprint);
-    if (status == QL_OK)
+    if (status == QL_OK) status = agree(p, fingerprint);
+    if (status == QL_OK && ql_comm_rank(p->request->comm) == 0)
         status = journal_open(p->request->work_dir, mode, fingerprint, p->model->config.layers, &p->journal);
     json_decref(fingerprint);
     return status;
@@ -53,7 +69,7 @@ static ql_status finish(part *p) {
     QL_TRY(journal_finish(p->journal, p->report));
     for (int64_t layer = 0; layer < p->model->config.layers; layer++) {
         char *path;
-        QL_TRY(journal_layer_path(p->journal, layer, p->host, &path));
+        QL_TRY(journal_layer_path(p->request->work_dir, layer, p->host, &path));
         unlink(path);
     }
     return QL_OK;
@@ -79,7 +95,7 @@ static ql_status check_finished(part *p) {
 static ql_status find_complete(part *p) {
     char *path;
     json_t *found;
-    if (!p->request->resume || part_done(p) < p->model->config.layers) return QL_OK;
+    if (!p->request->resume || journal_done(p->journal) < p->model->config.layers) return QL_OK;
     QL_TRY(ql_arena_format(p->host, &path, "%s/.qalib-incomplete", p->request->out_dir));
     bool complete = !ql_path_exists(path);
     QL_TRY(ql_arena_format(p->host, &path, "%s/report.json", p->request->out_dir));
@@ -99,36 +115,52 @@ static ql_status resolve(part *p) {
     return scheme_make(&r->recipe, r->format, &p->modules, p->host, &p->scheme);
 }
 
-ql_status part_open(ql_ctx *ctx, const quantize_request *request, const model *m, const token_file *tokens,
-                    ql_arena *host, part *p) {
-    *p = (part){.request = request, .model = m, .tokens = tokens, .host = host};
-    QL_TRY(resolve(p));
-    QL_TRY(check_output(p));
-    QL_TRY(open_journal(ctx, p));
+/* What rank 0 has found. */
+static ql_status look(part *p) {
     if (journal_finished(p->journal)) return check_finished(p);
     QL_TRY(find_complete(p));
-    return part_is_complete(p) ? finish(p) : check_committed(p);
+    return p->report ? finish(p) : check_committed(p);
+}
+
+ql_status part_open(ql_ctx *ctx, const quantize_request *request, const model *m, const token_file *tokens,
+                    ql_arena *host, part *p) {
+    bool leads = ql_comm_rank(request->comm) == 0;
+    *p = (part){.request = request, .model = m, .tokens = tokens, .host = host};
+    QL_TRY(resolve(p));
+    if (leads) QL_TRY(check_output(p));
+    QL_TRY(open_journal(ctx, p));
+    if (leads) QL_TRY(look(p));
+    int64_t state[2] = {leads ? journal_done(p->journal) : 0, p->report != NULL};
+    QL_TRY(ql_comm_broadcast(request->comm, "layers done", 0, state, sizeof state));
+    p->done = state[0];
+    p->complete = state[1];
+    return QL_OK;
 }
 
 /* ---- layers --------------------------------------------------------------------------------------------------------------- */
 
 ql_status part_load(part *p, int64_t layer, ql_arena *host, layer_result *result) {
     char *path;
-    QL_TRY(journal_layer_path(p->journal, layer, host, &path));
+    QL_TRY(journal_layer_path(p->request->work_dir, layer, host, &path));
     ql_status status = layer_load(path, p->engine, layer, part_rules(p, layer), host, result);
     return status == QL_MISSING ? QL_DISK : status; /* it was there when the job began: no input */
 }
 
-ql_status part_commit(part *p, const layer_result *result) {
+static ql_status commit(part *p, const layer_result *result) {
     char *path;
-    phases_enter(&p->engine->phases, PHASE_WRITE, 0);
-    QL_TRY(journal_layer_path(p->journal, result->layer, p->engine->host, &path));
+    QL_TRY(journal_layer_path(p->request->work_dir, result->layer, p->engine->host, &path));
     QL_TRY(layer_save(path, result, &p->model->config, p->engine->host));
     json_t *record = report_layer(result, part_rules(p, result->layer), &p->model->config);
     ql_status status =
         record ? journal_commit(p->journal, result->layer, record) : ql_fail(QL_NOMEM, "no memory for a record");
     json_decref(record);
     return status;
+}
+
+ql_status part_commit(part *p, const layer_result *result) {
+    phases_enter(&p->engine->phases, PHASE_WRITE, 0);
+    p->done = result->layer + 1;
+    return p->journal ? commit(p, result) : QL_OK;
 }
 
 /* ---- the output ----------------------------------------------------------------------------------------------------------- */
@@ -260,5 +292,7 @@ ql_status part_write(part *p, int64_t samples_skipped, size_t device_peak) {
         status = p->report ? output_finish(out, &texts) : ql_fail(QL_NOMEM, "no memory for the report");
     }
     output_close(out);
-    return status == QL_OK ? finish(p) : status;
+    if (status == QL_OK) status = finish(p);
+    p->complete = status == QL_OK;
+    return status;
 }

@@ -19,7 +19,9 @@ typedef struct part {
     const model *model;
     const token_file *tokens; /* NULL: no rows */
     engine *engine;
-    journal *journal;
+    journal *journal; /* rank 0's */
+    int64_t done;     /* layers */
+    bool complete;
     module_table modules;
     char fingerprint[65];
     layout_scheme scheme;      /* of the output */
@@ -30,18 +32,19 @@ typedef struct part {
     json_t *report;            /* set when the output is complete; the caller's */
 } part;
 
-/* Ready to work, or already complete: then part->report is set, and the output was looked at. */
+/* Ready to work, or already complete: then part->report is set (on rank 0), and the output was looked at. */
 ql_status part_open(ql_ctx *ctx, const quantize_request *request, const model *m, const token_file *tokens,
                     ql_arena *host, part *p);
 void part_close(part *p);
 
-static inline bool part_is_complete(const part *p) { return p->report != NULL; }
-static inline int64_t part_done(const part *p) { return journal_done(p->journal); }
+static inline bool part_is_complete(const part *p) { return p->complete; }
+static inline int64_t part_done(const part *p) { return p->done; }
 static inline const module_rule *part_rules(const part *p, int64_t layer) {
     return modules_rule(&p->modules, layer, 0);
 }
 
 ql_status part_load(part *p, int64_t layer, ql_arena *host, layer_result *result);
+/* On all ranks; rank 0 writes. */
 ql_status part_commit(part *p, const layer_result *result);
 
 /* The engine has given back what the layers worked in: it serves for its host arena and its phases.  device_peak: of that work. */

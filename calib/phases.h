@@ -19,7 +19,8 @@
     X(PHASE_REFINE, "refine")                                                                                          \
     X(PHASE_LOSS, "loss")                                                                                              \
     X(PHASE_PACK, "pack")                                                                                              \
-    X(PHASE_WRITE, "write")
+    X(PHASE_WRITE, "write")                                                                                            \
+    X(PHASE_RANKS, "ranks")
 
 typedef enum phase {
 #define PHASE_ENUM(id, name) id,

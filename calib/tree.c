@@ -7,31 +7,41 @@ static bool is_empty(int64_t rows, int level, int64_t index) {
     return leaf_begin(index << level, rows) == leaf_begin((index + 1) << level, rows);
 }
 
-/* The last node goes up while nothing is missing beside it; *joins: its left neighbour, the last but one, belongs to it. */
-static void climb(tree_node *node, int used, int64_t rows, bool *joins) {
+bool tree_climb(tree_node *node, int used, int64_t rows) {
     tree_node *last = &node[used - 1], *before = last - 1;
-    *joins = false;
-    while (LEAVES >> last->level > 1 && !*joins) {
+    while (LEAVES >> last->level > 1) {
         int64_t sibling = last->index ^ 1;
-        *joins = used > 1 && before->level == last->level && before->index == sibling;
-        if (!*joins && !is_empty(rows, last->level, sibling)) return;
-        if (!*joins) last->level++, last->index >>= 1;
+        if (used > 1 && before->level == last->level && before->index == sibling) {
+            before->level++, before->index >>= 1;
+            return true;
+        }
+        if (!is_empty(rows, last->level, sibling)) return false;
+        last->level++, last->index >>= 1;
     }
+    return false;
 }
 
-int tree_matrices(leaf_range s) {
-    tree_node node[TREE_DEPTH];
-    int used = 0, most = 1;
-    for (int64_t leaf = s.first; leaf < s.end; leaf++) {
-        bool joins;
-        if (leaf_is_empty(leaf, s.rows)) continue;
+/* The nodes that these leaves complete, from left to right; *most: at one time. */
+static int find_nodes(leaf_range leaves, tree_node *node, int *most) {
+    int used = 0;
+    for (int64_t leaf = leaves.first; leaf < leaves.end; leaf++) {
+        if (leaf_is_empty(leaf, leaves.rows)) continue;
         node[used++] = (tree_node){.index = leaf};
-        if (used > most) most = used;
-        for (climb(node, used, s.rows, &joins); joins; climb(node, used, s.rows, &joins)) {
-            used--;
-            node[used - 1].level++, node[used - 1].index >>= 1;
-        }
+        if (used > *most) *most = used;
+        while (tree_climb(node, used, leaves.rows)) used--;
     }
+    return used;
+}
+
+int tree_nodes(leaf_range leaves, tree_node node[TREE_DEPTH]) {
+    int most = 0;
+    return find_nodes(leaves, node, &most);
+}
+
+int tree_matrices(leaf_range leaves) {
+    tree_node node[TREE_DEPTH];
+    int most = 1;
+    find_nodes(leaves, node, &most);
     return most;
 }
 
@@ -66,14 +76,11 @@ ql_status tree_leaf(tree *t) {
 }
 
 ql_status tree_close(tree *t, int64_t leaf) {
-    bool joins;
     t->node[t->used].level = 0;
     t->node[t->used].index = leaf;
     t->used++;
-    for (climb(t->node, t->used, t->rows, &joins); joins; climb(t->node, t->used, t->rows, &joins)) {
-        tree_node *left = &t->node[t->used - 2];
-        QL_TRY(add(t, left->sum, 1, t->node[t->used - 1].sum));
-        left->level++, left->index >>= 1;
+    while (tree_climb(t->node, t->used, t->rows)) {
+        QL_TRY(add(t, t->node[t->used - 2].sum, 1, t->node[t->used - 1].sum));
         t->used--;
     }
     *t->into = t->node[0].sum;

@@ -21,7 +21,10 @@
 
 #include "host/mem.h"
 
-enum { LEAVES = 64, TREE_DEPTH = 16 }; /* two fringes of a share, each at most one node of every level below the root, and a leaf */
+enum {
+    LEAVES = 64,
+    TREE_DEPTH = 16
+}; /* two fringes of a share, each at most one node of every level below the root, and a leaf */
 
 /* Which leaves somebody sums, [first, end), of n rows in all. */
 typedef struct leaf_range {
@@ -51,7 +54,14 @@ typedef struct tree {
 } tree;
 
 /* Most matrices alive at a time for these leaves. */
-int tree_matrices(leaf_range s);
+int tree_matrices(leaf_range leaves);
+
+/* The nodes that these leaves complete, from left to right; returns how many. */
+int tree_nodes(leaf_range leaves, tree_node node[TREE_DEPTH]);
+
+/* The last of `used` nodes goes up while nothing is missing beside it.  True: it belongs to its left neighbour, which has become their
+ * parent; the caller adds the last to it and goes on with one node less. */
+bool tree_climb(tree_node *node, int used, int64_t rows);
 
 /* *into: zeros, F32 or F64; where the sum will stand.  More like it come from `arena`. */
 ql_status tree_open(ql_ctx *ctx, ql_mat *into, bool upper, leaf_range s, ql_arena *arena, tree *t);

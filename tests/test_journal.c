@@ -33,7 +33,7 @@ static ql_status do_layer(journal *j, int64_t layer) {
     ql_arena *arena;
     char *path;
     QL_TRY(ql_arena_open(NULL, &arena));
-    ql_status status = journal_layer_path(j, layer, arena, &path);
+    ql_status status = journal_layer_path(journal_dir(j), layer, arena, &path);
     snprintf(data, sizeof data, "weights of layer %d", (int)layer);
     if (status == QL_OK) status = ql_file_save(path, data, strlen(data));
     json_t *record = json_pack("{s:f}", "loss", 0.5 + (double)layer);

@@ -93,11 +93,36 @@ static void seven_matrices_are_enough(void **state) {
             assert_true(tree_matrices((leaf_range){first, end, 1000}) < TREE_DEPTH);
 }
 
+/* Whatever the leaves of a rank complete, added along the tree over all ranks; a rank has ten nodes at most. */
+static void any_number_of_ranks_gives_the_same_sum(void **state) {
+    (void)state;
+    const int64_t counts[] = {1, 3, 40, 63, 64, 65, 1000};
+    for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++)
+        for (int ranks = 1; ranks <= LEAVES; ranks++) {
+            tree_node stack[TREE_DEPTH], own[TREE_DEPTH];
+            float sums[TREE_DEPTH], expected = 0;
+            int used = 0;
+            for (int r = 0; r < ranks; r++) {
+                int nodes = tree_nodes((leaf_range){LEAVES * r / ranks, LEAVES * (r + 1) / ranks, counts[c]}, own);
+                assert_true(nodes <= 10);
+                for (int i = 0; i < nodes; i++) {
+                    assert_true(naive_node(own[i].index << own[i].level, 1 << own[i].level, counts[c], 7, &sums[used]));
+                    stack[used++] = own[i];
+                    for (; tree_climb(stack, used, counts[c]); used--) sums[used - 2] += sums[used - 1];
+                }
+            }
+            assert_int_equal(used, 1);
+            assert_true(naive_node(0, LEAVES, counts[c], 7, &expected));
+            assert_memory_equal(sums, &expected, sizeof expected);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(leaves_divide_all_rows),
         cmocka_unit_test(one_rank_adds_along_the_tree),
         cmocka_unit_test(seven_matrices_are_enough),
+        cmocka_unit_test(any_number_of_ranks_gives_the_same_sum),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

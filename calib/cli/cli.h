@@ -14,6 +14,7 @@
 
 #include "calib/layer.h"
 #include "calib/recipe.h"
+#include "host/comm.h"
 #include "host/mem.h"
 
 typedef struct cli_option {
@@ -59,6 +60,9 @@ ql_status cli_statistics(const cli *args, const char *scheme, const recipe *r, b
 
 /* Opens the context that --device and --threads ask for. */
 ql_status cli_open_ctx(const cli *args, ql_ctx **ctx);
+/* Joins the other processes that a launcher has started with this one; NULL: there are none.  cli_main tells them how it ends.  Messages
+ * of the ranks behind 0 are left out, and the processors of a machine are shared between its ranks. */
+ql_status cli_open_ranks(const cli *args, ql_comm **comm);
 /* How progress is to be shown, from --progress, --quiet and --log-format. */
 progress_style cli_progress(const cli *args);
 
@@ -78,6 +82,11 @@ ql_status cli_parse(const cli_command *command, int argc, char *const argv[], ql
 extern const cli_option cli_common_options[]; /* every command takes them; ends with a NULL name */
 void cli_print_help(FILE *out, const cli_command *command, int width);
 void cli_print_overview(FILE *out, const cli_command *const commands[], int width);
+
+int cli_threads_of_rank(void); /* 0: as many as there are processors */
+bool cli_is_spokesman(void);   /* of all ranks: messages are its business */
+void cli_tell_ranks(ql_status status);
+ql_status cli_close_ranks(void); /* after everything was said: may end the process */
 
 void cli_catch_signals(void);
 int cli_signal(void); /* the one that arrived, 0 if none */

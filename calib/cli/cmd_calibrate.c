@@ -35,6 +35,11 @@ static ql_status run(const cli *args) {
     };
     ql_ctx *ctx = NULL;
     json_t *report = NULL;
+    ql_comm *comm;
+    QL_TRY(cli_open_ranks(args, &comm));
+    if (ql_comm_size(comm) > 1)
+        return ql_fail(QL_UNSUPPORTED, "calibrate runs on one rank, %d were started; quantize --calib runs on several",
+                       ql_comm_size(comm));
     QL_TRY(parse_kinds(cli_value(args, "collect"), &request.kinds));
     QL_TRY(cli_open_ctx(args, &ctx));
     ql_status status = calibrate_run(ctx, &request, &report);

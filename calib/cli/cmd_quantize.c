@@ -143,11 +143,15 @@ static ql_status run(const cli *args) {
     order o = {0};
     ql_arena *arena;
     ql_ctx *ctx = NULL;
+    ql_comm *comm = NULL;
     QL_TRY(ql_arena_open(NULL, &arena));
-    ql_status status = parse(args, arena, &o);
+    ql_status status = cli_open_ranks(args, &comm);
+    if (status == QL_OK) status = parse(args, arena, &o);
     if (status == QL_OK) status = cli_open_ctx(args, &ctx);
+    for (int i = 0; i < o.count; i++) o.request[i].comm = comm;
     if (status == QL_OK) status = run_all(ctx, &o);
-    if (status == QL_OK && cli_has(args, "json")) print_json(&o);
+    if (ql_comm_rank(comm) > 0) o.count = 0; /* rank 0 has the reports */
+    if (status == QL_OK && o.count > 0 && cli_has(args, "json")) print_json(&o);
     for (int i = 0; i < o.count; i++) {
         if (status == QL_OK && !cli_has(args, "json")) print_result(&o.request[i], o.report[i]);
         json_decref(o.report[i]);
@@ -171,7 +175,8 @@ static const cli_option options[] = {
     {"resume", 0, NULL, false, "go on where an interrupted job stopped; content with a finished one"},
     {"format", 'f', "NAME", false,
      "gptq (default), gptq_v2, awq, compressed-tensors, fp8, bitsandbytes, gguf, or dense: a plain 16-bit checkpoint"},
-    {"deterministic", 0, NULL, false, "the same bytes for any number of threads: always so, costs nothing"},
+    {"deterministic", 0, NULL, false, "the same bytes for any number of threads and ranks: always so, costs nothing"},
+    {"comm-timeout", 0, "S", false, "give up when another rank is missing for so long (default: 600)"},
     {"shard-size", 0, "BYTES", false, "largest file, for instance 500MB (default: 5GB)"},
     {NULL, 0, NULL, false, NULL},
 };

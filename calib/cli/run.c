@@ -102,7 +102,10 @@ int cli_main(const cli_command *const commands[], int argc, char *const argv[]) 
         ql_arena_close(arena);
     }
     if (status == QL_OK) status = finish_stdout();
+    cli_tell_ranks(status);
     int code = exit_code(status);
-    if (status != QL_OK) report(code);
+    if (status != QL_OK && cli_is_spokesman()) report(code);
+    status = cli_close_ranks();
+    if (status != QL_OK) report(code = exit_code(status));
     return code;
 }

@@ -12,11 +12,12 @@
  * H + damp * mean(diag) * I must be positive definite.  When it is not, damping climbs a ladder; the last rung failing means that the
  * data say nothing, and the caller rounds to nearest. */
 #include "calib/method/method.h"
+#include "calib/ranks.h"
 #include "host/mat.h"
 
 static const double ladder[] = {0.01, 0.02, 0.05, 0.1, 0.2, 0.5};
 
-static ql_status factor(const linear_problem *p, ql_mat r, double *damp) {
+static ql_status climb_ladder(const linear_problem *p, ql_mat r, double *damp) {
     ql_status status = QL_NUMERIC;
     double n = (double)p->k;
     for (size_t i = 0; i <= sizeof ladder / sizeof ladder[0] && status == QL_NUMERIC; i++) {
@@ -29,11 +30,29 @@ static ql_status factor(const linear_problem *p, ql_mat r, double *damp) {
     return status;
 }
 
+/* Its owner factors H for all ranks; that it cannot be factored is an answer too. */
+static ql_status factor(const linear_problem *p, ql_mat r, double *damp) {
+    struct {
+        double damp, failed;
+    } answer = {0, 0};
+    if (ql_comm_rank(p->comm) == p->owner) {
+        ql_status status = climb_ladder(p, r, damp);
+        if (status != QL_OK && status != QL_NUMERIC) return status;
+        answer.damp = *damp, answer.failed = status != QL_OK;
+    }
+    phases_enter(p->phases, PHASE_RANKS, 0);
+    QL_TRY(ql_comm_broadcast(p->comm, "damping", p->owner, &answer, sizeof answer));
+    *damp = answer.damp;
+    if (answer.failed > 0)
+        return ql_fail(QL_NUMERIC, "the statistics are not positive definite with damping %g", *damp);
+    return ranks_send(p->comm, p->ctx, "factor", p->owner, r);
+}
+
 /* p->w becomes the target T. */
 static ql_status follow_original(linear_problem *p, ql_mat r, ql_mat target) {
     ql_mat answer;
     double n = (double)p->n, k = (double)p->k;
-    int64_t height = panel_height(p->n);
+    int64_t height = panel_height(p->all);
     phases_enter(p->phases, PHASE_TARGET, 4 * n * k * k);
     QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &answer));
     if (ql_is_present(p->drift->output)) QL_TRY(ql_convert(p->ctx, p->drift->output, answer));

@@ -5,13 +5,17 @@
 #include "calib/capture.h"
 #include "calib/phases.h"
 #include "calib/recipe.h"
+#include "host/comm.h"
 
 typedef struct linear_problem {
     ql_ctx *ctx;
     ql_arena *device; /* scratch: released by the caller */
     phases *phases;
     const recipe *recipe;
-    int64_t n, k;
+    ql_comm *comm;        /* NULL: one rank */
+    int owner;            /* the rank that factors h */
+    int64_t all, first;   /* rows of the whole weight; the first of ours */
+    int64_t n, k;         /* our rows, perhaps none */
     ql_mat w;             /* F32 [n][k], to be approximated; a method may put a better target in its place */
     ql_mat h;             /* [k][k] upper triangle, F32 (F64 in literature mode), sum of x x^T; absent: no data */
     double h_scale;       /* literature: 2 / n_seq */

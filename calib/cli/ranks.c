@@ -1,0 +1,38 @@
+/* The ranks of a command, from its start to its exit code. */
+#include <sched.h>
+#include <unistd.h>
+
+#include "calib/cli/cli.h"
+#include "host/log.h"
+#include "host/status.h"
+
+static const double default_timeout_s = 600;
+static ql_comm *ranks; /* one per process, as MPI has it */
+
+ql_status cli_open_ranks(const cli *args, ql_comm **comm) {
+    double seconds = default_timeout_s;
+    QL_TRY(cli_real(args, "comm-timeout", 1, 86400, &seconds));
+    QL_TRY(ql_comm_open(seconds, &ranks));
+    ql_comm_on_wait(ranks, cli_check_signal);
+    if (ql_comm_rank(ranks) > 0) ql_log_open(ql_log_is_json(), QL_ERROR);
+    *comm = ranks;
+    return QL_OK;
+}
+
+int cli_threads_of_rank(void) {
+    cpu_set_t mine;
+    int others = ql_comm_size_of_node(ranks), online = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    if (others == 1 || sched_getaffinity(0, sizeof mine, &mine) != 0) return 0;
+    if (CPU_COUNT(&mine) < online) return CPU_COUNT(&mine); /* the launcher has shared them out */
+    return online > others ? online / others : 1;
+}
+
+bool cli_is_spokesman(void) { return ql_comm_rank(ranks) == 0; }
+
+void cli_tell_ranks(ql_status status) { ql_comm_fail(ranks, status); }
+
+ql_status cli_close_ranks(void) {
+    ql_status status = ql_comm_close(ranks);
+    ranks = NULL;
+    return status;
+}

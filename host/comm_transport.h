@@ -1,0 +1,36 @@
+/* What a transport does for host/comm.c.  An exchange is started, then asked until it is done; a note is a small message that may
+ * arrive at any time. */
+#ifndef HOST_COMM_TRANSPORT_H
+#define HOST_COMM_TRANSPORT_H
+
+#include "host/comm.h"
+
+/* Why a rank has failed, told to all. */
+typedef struct ql_note {
+    int rank, status;
+    char text[1024];
+} ql_note;
+
+typedef struct ql_transport {
+    const char *name;
+    /* number: of the exchange, the same on all ranks. */
+    ql_status (*start)(void *state, uint32_t number, const ql_message *out, int n_out, const ql_message *in, int n_in);
+    /* *done; or *missing: a rank that is waited for. */
+    ql_status (*poll)(void *state, bool *done, int *missing);
+    void (*stop)(void *state); /* forget what is under way: its memory goes */
+    void (*tell)(void *state, const ql_note *note);
+    bool (*hear)(void *state, ql_note *note); /* true: one has come */
+    void (*close)(void *state, bool failed, int exit_code);
+} ql_transport;
+
+/* A rank of `size` on a started transport. */
+ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int size, int on_node, double seconds,
+                       ql_comm **comm);
+
+/* host/comm_mpi.c: NULL where the build has no MPI. */
+ql_status ql_comm_open_mpi(double seconds, ql_comm **comm);
+
+/* host/comm_loopback.c: `size` ranks for as many threads of this process; the last to close frees what they share. */
+ql_status ql_comm_open_loopback(int size, double seconds, ql_comm *comms[]);
+
+#endif
