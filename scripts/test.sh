@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export QALIB_TIER=quick
+export OMP_WAIT_POLICY=passive # several programs share the cores: a thread that spins takes them from the others
 case "${1:-}" in
 '') ;;
 --full) export QALIB_TIER=full ;;
