@@ -130,8 +130,9 @@ static ql_status count_dtype(const st_tensor *t, json_t *dtypes) {
 }
 
 static ql_status list_tensors(const listing *l, json_t *document) {
-    json_t *dtypes = json_object(), *tensors = json_array();
+    json_t *dtypes = json_object();
     QL_TRY(put(document, "dtypes", dtypes));
+    json_t *tensors = json_array();
     QL_TRY(put(document, "tensors", tensors));
     for (int64_t i = 0; i < tensor_count(l); i++) {
         QL_TRY(count_dtype(tensor_at(l, i), dtypes));

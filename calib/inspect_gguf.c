@@ -50,12 +50,14 @@ static ql_status describe_tensor(const gguf_tensor *t, json_t *tensors, json_t *
 }
 
 static ql_status describe(const gguf_file *file, ql_arena *arena, json_t *document) {
-    json_t *metadata = json_object(), *dtypes = json_object(), *tensors = json_array();
     QL_TRY(put(document, "kind", json_string("gguf")));
     QL_TRY(put(document, "version", json_integer(file->version)));
     QL_TRY(put(document, "bytes", json_integer((json_int_t)ql_source_size(file->source))));
+    json_t *metadata = json_object();
     QL_TRY(put(document, "metadata", metadata));
+    json_t *dtypes = json_object();
     QL_TRY(put(document, "dtypes", dtypes));
+    json_t *tensors = json_array();
     QL_TRY(put(document, "tensors", tensors));
     for (int64_t i = 0; i < file->key_count; i++) QL_TRY(describe_key(file, &file->keys[i], arena, metadata));
     for (int64_t i = 0; i < file->count; i++) QL_TRY(describe_tensor(&file->tensors[i], tensors, dtypes));
