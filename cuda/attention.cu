@@ -148,7 +148,7 @@ ql_status ql_cuda_attention(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, const ql_
     QL_TRY(check_head(q.cols / shape->heads));
     QL_TRY(ql_cuda_use(ctx, &gpu));
     if (q.dtype == QL_BF16 && q.cols / shape->heads % 8 == 0 && is_aligned(q) && is_aligned(k) && is_aligned(v))
-        return ql_cuda_flash(ctx, gpu, q, k, v, shape, start, n_seq, out);
+        return ql_cuda_flash(gpu, q, k, v, shape, start, n_seq, out);
     if (q.dtype == QL_BF16) return attend_widened(ctx, gpu, q, k, v, shape, start, n_seq, out);
     QL_TRY(ql_cuda_scratch(gpu, (size_t)(n_seq + 1) * sizeof *starts, (void **)&starts));
     return attend(ctx, gpu, q, k, v, shape, start, n_seq, starts, out);

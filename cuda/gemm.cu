@@ -1,10 +1,10 @@
 /* Dense products through cuBLASLt.   y[m][n] = x[m][k] w[n][k]^T + bias[n]
  *
- * FP32 or FP64 in, out and in between: never TF32, and no split along k, so the bits of a product depend on its shape and GPU
+ * FP32 or FP64 in, out and in between, or BF16 in and FP32 out: never TF32, and no split along k, so the bits of a product depend on its shape and GPU
  * alone.  cuBLASLt thinks in columns; the transpose of a row-major product is the product of the swapped operands.
  * Its heuristics cost about 100 us, so the choice is kept per shape and alignment (the last CHOICES of them).
  * The bias is written into y beforehand and accumulated on: cuBLASLt's bias epilogue wants alignments that views do not have. */
-#include "cuda/device.cuh"
+#include "cuda/gemm.cuh"
 
 #include <string.h>
 
@@ -22,14 +22,14 @@ typedef struct product {
 
 /* Layouts in cuBLASLt's terms: `rows` contiguous elements in each of `cols` columns. */
 static ql_status describe(product *p, ql_mat a, bool trans_a, ql_mat b, bool trans_b, bool accumulate, ql_mat c) {
-    cudaDataType type = c.dtype == QL_F64 ? CUDA_R_64F : CUDA_R_32F;
+    cudaDataType type = c.dtype == QL_F64 ? CUDA_R_64F : CUDA_R_32F, from = a.dtype == QL_BF16 ? CUDA_R_16BF : type;
     cublasComputeType_t compute = c.dtype == QL_F64 ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F;
     cublasOperation_t op_first = trans_b ? CUBLAS_OP_T : CUBLAS_OP_N, op_second = trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
     BLAS_TRY(cublasLtMatmulDescInit(&p->operation, compute, type));
     BLAS_TRY(cublasLtMatmulDescSetAttribute(&p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &op_first, sizeof op_first));
     BLAS_TRY(cublasLtMatmulDescSetAttribute(&p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &op_second, sizeof op_second));
-    BLAS_TRY(cublasLtMatrixLayoutInit(&p->first, type, (uint64_t)b.cols, (uint64_t)b.rows, b.ld));
-    BLAS_TRY(cublasLtMatrixLayoutInit(&p->second, type, (uint64_t)a.cols, (uint64_t)a.rows, a.ld));
+    BLAS_TRY(cublasLtMatrixLayoutInit(&p->first, from, (uint64_t)b.cols, (uint64_t)b.rows, b.ld));
+    BLAS_TRY(cublasLtMatrixLayoutInit(&p->second, from, (uint64_t)a.cols, (uint64_t)a.rows, a.ld));
     BLAS_TRY(cublasLtMatrixLayoutInit(&p->result, type, (uint64_t)c.cols, (uint64_t)c.rows, c.ld));
 
     memset(&p->choice, 0, sizeof p->choice); /* keys are compared as bytes, padding included */
@@ -37,7 +37,7 @@ static ql_status describe(product *p, ql_mat a, bool trans_a, ql_mat b, bool tra
     p->choice.key.lda = a.ld, p->choice.key.ldb = b.ld, p->choice.key.ldc = c.ld;
     p->choice.key.align_a = alignment_of(a.data), p->choice.key.align_b = alignment_of(b.data);
     p->choice.key.align_c = alignment_of(c.data);
-    p->choice.key.dtype = c.dtype, p->choice.key.accumulate = accumulate;
+    p->choice.key.dtype = a.dtype, p->choice.key.accumulate = accumulate;
     p->choice.key.trans_a = trans_a, p->choice.key.trans_b = trans_b;
     return QL_OK;
 }
@@ -99,6 +99,10 @@ ql_status ql_cuda_product(ql_cuda *gpu, double alpha, ql_mat a, bool trans_a, ql
     BLAS_TRY(cublasLtMatmul(gpu->blas, &p.operation, by, b.data, &p.first, a.data, &p.second, plus, c.data, &p.result,
                             c.data, &p.result, &p.choice.algorithm, gpu->workspace, WORKSPACE, gpu->stream));
     return QL_OK;
+}
+
+ql_status ql_cuda_half_product(ql_cuda *gpu, ql_mat a, ql_mat b, double beta, ql_mat c) {
+    return ql_cuda_product(gpu, 1, a, false, b, false, beta, c);
 }
 
 static __global__ void spread_bias_kernel(ql_mat bias, ql_mat y) {

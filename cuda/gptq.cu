@@ -4,7 +4,8 @@
  *
  * Rows are independent, columns are not: a block of threads owns ROWS rows and walks the positions, and nothing waits for the
  * grid.  One launch treats SUPER positions.  What the positions before them add to their sums is one dense product beforehand:
- * all errors times the columns of R above, and all but SUPER / k of the arithmetic.  Inside a launch, BLOCK positions at a time:
+ * all errors times the columns of R above, and all but SUPER / k of the arithmetic.  Tensor cores make it, of BF16: an FP32 number is a
+ * high and a low part to 2^-17, and three products of parts are as good as one in FP32 at a sixth of its time.  Inside a launch, BLOCK positions at a time:
  *   sums      start from that product and stay in registers, eight rows of a warp by four columns of a lane
  *   multiply  adds the errors of the superblock's earlier blocks times their tile of R, which both go through shared memory
  *   solve     goes column by column: the eight sums of a column move to eight lanes, which round eight rows at once, and all
@@ -17,9 +18,9 @@
  * less than the chains.
  * Why 1024 positions: the product reads all earlier errors once per superblock, 13 GB instead of 105 GB with 128 positions at
  * n = 8192, k = 28672, and is wide enough to fill the GPU.  The sums of a launch stay in L2.  Arithmetic: perf/LOG.md.
- * Errors stay in scratch [n][k] in the order of treatment; w and codes are addressed through `order`, so nothing is permuted
+ * Errors stay in scratch in the order of treatment; w and codes are addressed through `order`, so nothing is permuted
  * beforehand.   Twin: host/cpu/gptq.c. */
-#include "cuda/device.cuh"
+#include "cuda/gemm.cuh"
 
 enum {
     SUPER = 1024,
@@ -34,8 +35,9 @@ enum {
 typedef struct solver {
     ql_mat w, r, order, codes;
     ql_grid grid;
-    ql_mat errors; /* [n][k], positions before the current one are valid */
-    ql_mat sums;   /* [n][SUPER]: errors R[.][first + column] */
+    ql_mat errors;    /* [n][SUPER] of this superblock, positions before the current one are valid */
+    ql_mat high, low; /* [n][k] BF16: the errors of all, in two parts */
+    ql_mat sums;      /* [n][SUPER]: errors R[.][first + column] */
 } solver;
 
 /* Shared memory of a block.  By position and then row, padded: lanes that fill it column by column meet in four banks' time, and
@@ -60,6 +62,13 @@ static __device__ void load_factor(const solver &s, int64_t first_row, int64_t f
     }
 }
 
+/* Two BF16 numbers whose sum is x to 2^-17. */
+static __device__ __forceinline__ void split(float x, uint16_t *high, uint16_t *low) {
+    *high = ql_f32_to_bf16(x);
+    *low = ql_f32_to_bf16(x - ql_bf16_to_f32(*high));
+}
+
+/* The errors at `first` .. of the superblock. */
 static __device__ void load_errors(const solver &s, int64_t first_row, int64_t first, tiles *t) {
 #pragma unroll 8
     for (int row = 0; row < ROWS; row++)
@@ -84,12 +93,17 @@ static __device__ void load_weights(const solver &s, int64_t first_row, int64_t 
     }
 }
 
-static __device__ void store_solution(const solver &s, int64_t first_row, int64_t first, const tiles *t) {
+/* Of the block at `first` in the superblock at `super`. */
+static __device__ void store_solution(const solver &s, int64_t first_row, int64_t super, int64_t first,
+                                      const tiles *t) {
     int64_t p = first + threadIdx.x;
     if (p >= s.w.cols) return;
     int64_t column = s.order.data ? ((const int32_t *)s.order.data)[p] : p;
     for (int i = 0; i < ROWS && first_row + i < s.w.rows; i++) {
-        row_of<float>(s.errors, first_row + i)[p] = t->error[threadIdx.x][i];
+        float error = t->error[threadIdx.x][i];
+        row_of<float>(s.errors, first_row + i)[p - super] = error;
+        if (s.high.data)
+            split(error, row_of<uint16_t>(s.high, first_row + i) + p, row_of<uint16_t>(s.low, first_row + i) + p);
         row_of<uint8_t>(s.codes, first_row + i)[column] = t->code[threadIdx.x][i];
     }
 }
@@ -172,7 +186,7 @@ static __global__ void __launch_bounds__(WARPS *WARP, 3) solve_super_kernel(solv
         int size = (int)at_most(BLOCK, end - block);
         start_sums(s, first_row + top, block - first, first ? end - first : 0, sum);
         for (int64_t earlier = first; earlier < block; earlier += BLOCK) {
-            load_errors(s, first_row, earlier, t);
+            load_errors(s, first_row, earlier - first, t);
             for (int begin = 0; begin < BLOCK; begin += DEPTH) {
                 load_factor(s, earlier + begin, block, t);
                 __syncthreads();
@@ -187,30 +201,64 @@ static __global__ void __launch_bounds__(WARPS *WARP, 3) solve_super_kernel(solv
             solve(t, begin, (int)at_most(begin + DEPTH, size), top, (1 << s.grid.bits) - 1, sum);
             __syncthreads();
         }
-        store_solution(s, first_row, block, t);
+        store_solution(s, first_row, first, block, t);
         __syncthreads();
     }
+}
+
+/* ---- between superblocks ------------------------------------------------------------------------------------------------------ */
+
+enum { SPLIT_THREADS = 256 };
+
+static __global__ void split_kernel(ql_mat from, ql_mat high, ql_mat low) {
+    for (int64_t j = threadIdx.x; j < from.cols; j += SPLIT_THREADS)
+        split(row_of<float>(from, blockIdx.x)[j], row_of<uint16_t>(high, blockIdx.x) + j,
+              row_of<uint16_t>(low, blockIdx.x) + j);
+}
+
+/* sums = errors R of all positions before `first`, for `size` columns from there on: of the four products of parts the three that matter, the
+ * small ones first. */
+static ql_status add_earlier(ql_cuda *gpu, const solver &s, int64_t first, int64_t size, ql_mat high, ql_mat low) {
+    const ql_mat above = ql_cols(ql_rows(s.r, 0, first), first, size), sums = ql_cols(s.sums, 0, size);
+    const ql_mat r_high = ql_cols(ql_rows(high, 0, first), 0, size), r_low = ql_cols(ql_rows(low, 0, first), 0, size);
+    const ql_mat e_high = ql_cols(s.high, 0, first), e_low = ql_cols(s.low, 0, first);
+    LAUNCH(gpu, split_kernel, first, SPLIT_THREADS, above, r_high, r_low);
+    QL_TRY(ql_cuda_half_product(gpu, e_low, r_high, 0, sums));
+    QL_TRY(ql_cuda_half_product(gpu, e_high, r_low, 1, sums));
+    return ql_cuda_half_product(gpu, e_high, r_high, 1, sums);
+}
+
+/* BF16 in scratch, rows on multiples of 16 bytes: what tensor cores want. */
+static ql_mat halves_at(char *data, int64_t rows, int64_t cols) {
+    ql_mat mat = ql_mat_of(data, QL_BF16, rows, cols);
+    mat.ld = ql_ceil_div(cols, 8) * 8;
+    return mat;
+}
+static size_t halves_bytes(int64_t rows, int64_t cols) {
+    return (size_t)(rows * ql_ceil_div(cols, 8) * 8) * sizeof(uint16_t);
 }
 
 ql_status ql_cuda_gptq(ql_ctx *ctx, ql_mat w, ql_mat r, ql_mat order, const ql_grid *grid, ql_mat codes) {
     ql_cuda *gpu;
     char *scratch;
-    int64_t n = w.rows, k = w.cols;
-    size_t bytes = 0, errors_at = ql_cuda_piece(&bytes, (size_t)(n * k) * sizeof(float));
-    size_t sums_at = ql_cuda_piece(&bytes, (size_t)(k > SUPER ? n * SUPER : 0) * sizeof(float));
+    const int64_t n = w.rows, k = w.cols, many = k > SUPER ? n : 0, before = k > SUPER ? k : 0;
+    size_t bytes = 0, errors_at = ql_cuda_piece(&bytes, (size_t)(n * SUPER) * sizeof(float));
+    size_t sums_at = ql_cuda_piece(&bytes, (size_t)(many * SUPER) * sizeof(float));
+    size_t e_high_at = ql_cuda_piece(&bytes, halves_bytes(many, k)),
+           e_low_at = ql_cuda_piece(&bytes, halves_bytes(many, k));
+    size_t r_high_at = ql_cuda_piece(&bytes, halves_bytes(before, SUPER));
+    size_t r_low_at = ql_cuda_piece(&bytes, halves_bytes(before, SUPER));
     QL_TRY(ql_cuda_use(ctx, &gpu));
     QL_TRY(ql_cuda_check_order(ctx, "gptq", order, k));
     QL_TRY(ql_cuda_check_groups(gpu, "gptq", grid, k));
     QL_TRY(ql_cuda_scratch(gpu, bytes, (void **)&scratch));
     solver s = {w, r, order, codes, *grid};
-    s.errors = ql_mat_of(scratch + errors_at, QL_F32, n, k);
+    s.errors = ql_mat_of(scratch + errors_at, QL_F32, n, SUPER);
     s.sums = ql_mat_of(scratch + sums_at, QL_F32, n, SUPER);
+    if (many) s.high = halves_at(scratch + e_high_at, n, k), s.low = halves_at(scratch + e_low_at, n, k);
+    const ql_mat r_high = halves_at(scratch + r_high_at, k, SUPER), r_low = halves_at(scratch + r_low_at, k, SUPER);
     for (int64_t first = 0; first < k; first += SUPER) {
-        int64_t size = k - first < SUPER ? k - first : SUPER;
-        ql_mat above = ql_cols(ql_rows(r, 0, first), first, size);
-        if (first)
-            QL_TRY(
-                ql_cuda_product(gpu, 1, ql_cols(s.errors, 0, first), false, above, false, 0, ql_cols(s.sums, 0, size)));
+        if (first) QL_TRY(add_earlier(gpu, s, first, k - first < SUPER ? k - first : SUPER, r_high, r_low));
         LAUNCH_SHARED(gpu->stream, solve_super_kernel, ql_ceil_div(n, ROWS), WARPS * WARP, sizeof(tiles), s, first);
     }
     return QL_OK;

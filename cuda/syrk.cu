@@ -8,9 +8,10 @@
  * the sums of squares on the diagonal lose that way grows with their length: so after RUN tokens the sums are added, rounding to
  * nearest, to a second set of registers.  A run is 32 steps that lose at most 2^-23 of the sum so far, 2^-24 x 32 = 2e-6 of a sum of
  * equal terms; 4096 tokens at a time would lose 1.5e-5, beyond the bound of 1e-5.
- * Registers for both sets leave room for one block per SM.   Measured: perf/results/STATUS.md.   Twin: host/cpu/hessian.c. */
-#include "cuda/device.cuh"
+ * Registers for both sets leave room for one block per SM.   Measured: perf/results/STATUS.md.   Twin: host/cpu/hessian.c.
+ * Hopper has a kernel of its own, cuda/syrk_sm90.cu. */
 #include "cuda/ptx.cuh"
+#include "cuda/syrk.cuh"
 #include "host/fragment.h"
 #include "host/syrk.h"
 
@@ -120,6 +121,21 @@ static __global__ void align_kernel(ql_mat x, ql_mat to) {
         row_of<uint16_t>(to, blockIdx.x)[j] = row_of<uint16_t>(x, blockIdx.x)[j];
 }
 
+/* SMs of a GPU of compute capability 9.0, 0 of another.  Asked once per device: the answer takes longer than a small product. */
+static ql_status processors_of_hopper(int device, int *processors) {
+    enum { MOST_DEVICES = 64, UNKNOWN = 0, OTHER = -1 };
+    static int known[MOST_DEVICES];
+    int found = device < MOST_DEVICES ? __atomic_load_n(&known[device], __ATOMIC_RELAXED) : UNKNOWN;
+    if (found == UNKNOWN) {
+        cudaDeviceProp properties;
+        CUDA_TRY(cudaGetDeviceProperties(&properties, device));
+        found = properties.major == 9 && properties.minor == 0 ? properties.multiProcessorCount : OTHER;
+        if (device < MOST_DEVICES) __atomic_store_n(&known[device], found, __ATOMIC_RELAXED);
+    }
+    *processors = found > 0 ? found : 0;
+    return QL_OK;
+}
+
 ql_status ql_cuda_syrk(ql_cuda *gpu, ql_mat x, ql_mat h) {
     if (!is_aligned(x)) {
         ql_mat aligned = x;
@@ -128,6 +144,9 @@ ql_status ql_cuda_syrk(ql_cuda *gpu, ql_mat x, ql_mat h) {
         LAUNCH(gpu, align_kernel, x.rows, THREADS, x, aligned);
         x = aligned;
     }
+    int hopper = 0;
+    QL_TRY(processors_of_hopper(gpu->device, &hopper));
+    if (hopper) return ql_cuda_syrk_wide(gpu, x, h, hopper);
     int64_t tiles = ql_syrk_tiles(ql_ceil_div(h.cols, TILE));
     LAUNCH_SHARED(gpu->stream, syrk_kernel, tiles, THREADS, STAGES * sizeof(stage), x, h);
     return QL_OK;

@@ -28,4 +28,14 @@ QL_BOTH void ql_syrk_tile_at(int64_t number, int64_t across, int64_t *row, int64
     *col = top + step + number / QL_SYRK_BAND;
 }
 
+/* Tiles of 128 x 256 (cuda/syrk_sm90.cu): two, one above the other, for each tile of 256 x 256 on and above the diagonal of `across` of
+ * them; the lower one on the diagonal is half empty. */
+QL_BOTH int64_t ql_syrk_wide_tiles(int64_t across) { return 2 * ql_syrk_tiles(across); }
+QL_BOTH void ql_syrk_wide_at(int64_t number, int64_t across, int *row, int *col) {
+    int64_t square_row, square_col;
+    ql_syrk_tile_at(number / 2, across, &square_row, &square_col);
+    *row = (int)(2 * square_row + number % 2);
+    *col = (int)square_col;
+}
+
 #endif

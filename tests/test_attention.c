@@ -84,6 +84,14 @@ static void check_bf16(backend *b, const int64_t *start, int64_t n_seq, ql_atten
     assert_same_bits_on_device(b, dout, again);
 }
 
+/* More sequences than one launch takes, empty ones among them, also where a launch begins and ends. */
+static void attention_bf16_many_sequences(void **state) {
+    int64_t start[301] = {0};
+    for (int i = 0; i < 300; i++)
+        start[i + 1] = start[i] + (i == 200 ? 70 : i % 128 == 0 || i % 128 == 127 ? 0 : i % 4);
+    check_bf16(*state, start, 300, heads(2, 1, 0, 16), 16, 1, 0);
+}
+
 static void attention_bf16_heads_of_every_size(void **state) {
     const int64_t sizes[] = {8, 40, 64, 80, 96, 128, 192, 256};
     for (int i = 0; i < 8; i++) check_bf16(*state, (int64_t[]){0, 70}, 1, heads(2, 1, 0, sizes[i]), sizes[i], 1, 0);
@@ -205,6 +213,7 @@ int main(void) {
         cmocka_unit_test(attention_windows),
         cmocka_unit_test(attention_large_scores),
         cmocka_unit_test(attention_bf16_heads_of_every_size),
+        cmocka_unit_test(attention_bf16_many_sequences),
         cmocka_unit_test(attention_bf16_around_tiles),
         cmocka_unit_test(attention_bf16_windows),
         cmocka_unit_test(attention_bf16_of_any_alignment),

@@ -75,6 +75,7 @@ static void hessian_of_bf16_with_tails(void **state) {
     for (int i = 0; i < 7; i++) check_hessian(b, in_bf16(b, outliers(b, 70, inputs[i], 7), 3), QL_F32, 1e-5);
     check_hessian(b, in_bf16(b, normal(b, 65, 264, 8), 0), QL_F32, 1e-5); /* rows that begin at multiples of 16 bytes */
     check_hessian(b, in_bf16(b, normal(b, 600, 37, 9), 3), QL_F64, 1e-14);
+    check_hessian(b, in_bf16(b, outliers(b, 150, 600, 12), 4), QL_F32, 1e-5); /* several tiles of any kernel */
 }
 
 /* Equal signs make sums grow with every token, where cutting off hurts most; several runs of 512. */
@@ -118,6 +119,25 @@ static void syrk_tiles_cover_the_triangle_once(void **state) {
             assert_true(0 <= row && row <= col && col < across);
             assert_int_equal(seen[row * across + col]++, 0);
         }
+        free(seen);
+    }
+}
+
+/* Tiles of 128 x 256: every element on and above the diagonal in one of them, and none that lies below altogether. */
+static void syrk_wide_tiles_cover_the_triangle_once(void **state) {
+    (void)state;
+    for (int64_t across = 1; across <= 40; across++) {
+        uint8_t *seen = calloc((size_t)(2 * across * across), 1);
+        assert_non_null(seen);
+        for (int64_t i = 0; i < ql_syrk_wide_tiles(across); i++) {
+            int row, col;
+            ql_syrk_wide_at(i, across, &row, &col);
+            assert_true(0 <= row && row < 2 * across && row / 2 <= col && col < across);
+            assert_int_equal(seen[row * across + col]++, 0);
+        }
+        for (int64_t row = 0; row < 2 * across; row++)
+            for (int64_t col = 0; col < across; col++)
+                assert_int_equal(seen[row * across + col], 128 * row <= 256 * col + 255);
         free(seen);
     }
 }
@@ -255,6 +275,7 @@ int main(void) {
         cmocka_unit_test(hessian_of_bf16_with_many_tokens),
         cmocka_unit_test(hessian_of_bf16_repeats_and_chunks),
         cmocka_unit_test(syrk_tiles_cover_the_triangle_once),
+        cmocka_unit_test(syrk_wide_tiles_cover_the_triangle_once),
         cmocka_unit_test(syrk_neighbours_share_tokens),
         cmocka_unit_test(fragment_places_are_apart),
         cmocka_unit_test(fragments_are_whole),

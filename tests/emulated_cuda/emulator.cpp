@@ -182,14 +182,19 @@ unsigned char *emulated_shared;
 enum {
     SHARED_BYTES = 48 << 10,
     SHARED_BYTES_ALLOWED = 227 << 10
-}; /* of every kernel; of one that has asked, on sm_90 */
+}; /* of every kernel; of one that has asked, but for sm_86, a consumer GPU */
+static int arch() {
+    const char *number = getenv("QALIB_EMULATED_ARCH");
+    return number ? atoi(number) : 80;
+}
+static size_t most_shared() { return arch() == 86 ? 99 << 10 : SHARED_BYTES_ALLOWED; }
 static std::map<const void *, size_t> allowed_shared;
 static cudaError_t last_error;
 
 static cudaError_t remember(cudaError_t error) { return last_error = error; }
 
 cudaError_t emulated_allow_shared(const void *kernel, int bytes) {
-    if (bytes < 0 || bytes > SHARED_BYTES_ALLOWED) return remember(cudaErrorInvalidValue);
+    if (bytes < 0 || (size_t)bytes > most_shared()) return remember(cudaErrorInvalidValue);
     allowed_shared[kernel] = (size_t)bytes;
     return cudaSuccess;
 }
@@ -239,9 +244,7 @@ cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 enum { PROCESSORS = 5 }; /* few and odd, so that small products are divided among them unevenly */
 enum { L2_BYTES = 64 << 10 };
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int) {
-    const char *arch = getenv("QALIB_EMULATED_ARCH");
-    int number = arch ? atoi(arch) : 80;
-    *properties = {"emulated GPU", number / 10, number % 10, PROCESSORS, L2_BYTES, (size_t)1 << 30, SHARED_BYTES_ALLOWED};
+    *properties = {"emulated GPU", arch() / 10, arch() % 10, PROCESSORS, L2_BYTES, (size_t)1 << 30, most_shared()};
     return cudaSuccess;
 }
 /* NULL is the default stream, which nothing here may use. */
