@@ -21,10 +21,11 @@ QL_BOTH ql_wide ql_wide_sqrt(ql_wide x) { return sqrtf(x); }
 QL_BOTH int ql_any(ql_wide_mask mask) { return mask; }
 #else
 #ifdef __AVX__
-enum { QL_WIDTH = 8, QL_STRIDE = 1 };
+#define QL_LANES 8
 #else
-enum { QL_WIDTH = 4, QL_STRIDE = 1 };
+#define QL_LANES 4
 #endif
+enum { QL_WIDTH = QL_LANES, QL_STRIDE = 1 };
 typedef float ql_wide __attribute__((vector_size(4 * QL_WIDTH)));
 typedef int32_t ql_wide_mask __attribute__((vector_size(4 * QL_WIDTH)));
 QL_BOTH ql_wide ql_wide_of(float x) {

@@ -21,24 +21,60 @@ static ql_column column_of(unit *u, int pass) {
     return (ql_column){u->x + pass * u->n, u->w + pass * u->n, u->codes + pass * u->n, u->n};
 }
 
-/* Sub-blocks that do not exist are zeros. */
-static void load(unit *u, const float *x, const float *importance) {
-    memset(u->x, 0, sizeof u->x);
-    memset(u->w, 0, sizeof u->w);
-    for (int s = 0; s < u->subs; s++)
-        for (int i = 0; i < u->n; i++) {
-            int at = s / QL_WIDTH * u->n + i;
-            u->x[at][s % QL_WIDTH] = x[s * u->n + i];
-            if (importance) u->w[at][s % QL_WIDTH] = importance[s * u->n + i];
+/* Element j of vector i and element i of vector j change places: pairs at a distance of 1, 2, 4 in turn. */
+static void transpose(ql_wide t[QL_WIDTH]) {
+#if QL_LANES == 8
+#define FIRST(d, a, b)                                                                                                 \
+    (d == 1   ? __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14)                                               \
+     : d == 2 ? __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13)                                                \
+              : __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11))
+#define SECOND(d, a, b)                                                                                                \
+    (d == 1   ? __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15)                                               \
+     : d == 2 ? __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15)                                              \
+              : __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15))
+#else
+#define FIRST(d, a, b) (d == 1 ? __builtin_shufflevector(a, b, 0, 4, 2, 6) : __builtin_shufflevector(a, b, 0, 1, 4, 5))
+#define SECOND(d, a, b) (d == 1 ? __builtin_shufflevector(a, b, 1, 5, 3, 7) : __builtin_shufflevector(a, b, 2, 3, 6, 7))
+#endif
+    for (int d = 1; d < QL_WIDTH; d *= 2)
+        for (int i = 0; i < QL_WIDTH; i++) {
+            if (i & d) continue;
+            ql_wide a = t[i], b = t[i + d];
+            t[i] = FIRST(d, a, b);
+            t[i + d] = SECOND(d, a, b);
         }
+#undef FIRST
+#undef SECOND
 }
+
+/* QL_WIDTH sub-blocks of n values from `first` on become a column; those that do not exist are zeros. */
+static void load_column(const unit *u, const float *x, int first, ql_wide *column) {
+    for (int i = 0; i < u->n; i += QL_WIDTH) {
+        for (int lane = 0; lane < QL_WIDTH; lane++) {
+            column[i + lane] = ql_wide_of(0.0f);
+            if (first + lane < u->subs) memcpy(&column[i + lane], x + (first + lane) * u->n + i, sizeof *column);
+        }
+        transpose(column + i);
+    }
+}
+
+static void load(unit *u, const float *x, const float *importance) {
+    for (int first = 0; first < u->subs; first += QL_WIDTH) {
+        load_column(u, x, first, u->x + first / QL_WIDTH * u->n);
+        if (importance) load_column(u, importance, first, u->w + first / QL_WIDTH * u->n);
+    }
+}
+
+/* Without importance the formats without sub-blocks are rounded without a search, but for IQ4_NL. */
+static int is_weighed(const unit *u) { return u->important || ql_is_super(u->type) || u->type == QL_IQ4_NL; }
 
 static void fit(unit *u, float row_energy, float super_energy) {
     for (int pass = 0; pass * QL_WIDTH < u->subs; pass++) {
         ql_column c = column_of(u, pass);
-        ql_weigh(u->type, c, u->w + pass * u->n, u->important, ql_energy(u->type, c, row_energy, super_energy));
+        if (is_weighed(u))
+            ql_weigh(u->type, c, u->w + pass * u->n, u->important, ql_energy(u->type, c, row_energy, super_energy));
         ql_wide min, scale = ql_fit(u->type, c, u->important, &min), weight = ql_wide_of(0.0f);
-        for (int i = 0; i < c.n; i++) weight += c.w[i];
+        for (int i = 0; ql_is_super(u->type) && i < c.n; i++) weight += c.w[i];
         memcpy(u->scale + pass * QL_WIDTH, &scale, sizeof scale);
         memcpy(u->min + pass * QL_WIDTH, &min, sizeof min);
         memcpy(u->weight + pass * QL_WIDTH, &weight, sizeof weight);
@@ -70,15 +106,32 @@ static void refit(unit *u) {
     }
 }
 
+/* Back in the order of the weights. */
 static void store_codes(unit *u) {
-    for (int s = 0; s < u->subs; s++)
-        for (int i = 0; i < u->n; i++) u->code[s * u->n + i] = (uint8_t)u->codes[s / QL_WIDTH * u->n + i][s % QL_WIDTH];
+    float rows[QL_SUPER];
+    for (int first = 0; first < u->subs; first += QL_WIDTH) {
+        ql_wide *column = u->codes + first / QL_WIDTH * u->n;
+        for (int i = 0; i < u->n; i += QL_WIDTH) {
+            transpose(column + i);
+            for (int lane = 0; lane < QL_WIDTH && first + lane < u->subs; lane++)
+                memcpy(rows + (first + lane) * u->n + i, &column[i + lane], sizeof *column);
+        }
+    }
+    for (int i = 0; i < u->subs * u->n; i++) u->code[i] = (uint8_t)(int)rows[i];
 }
 
-/* One text per type: with the type known, the formula of a byte is short. */
+/* Bytes of a block before those that hold nothing but four bits of two weights each. */
+static inline __attribute__((always_inline)) int head_bytes(ql_block_type type) {
+    if (ql_is_super(type) || type == QL_Q8_0) return 2;
+    return (ql_has_min(type) ? 4 : 2) + (ql_code_bits(type) == 5 ? 4 : 0);
+}
+
+/* One text per type: with the type known, the formula of a byte is short, and the loop over alike ones is vector instructions. */
 static inline __attribute__((always_inline)) void put_bytes(ql_block_type type, int count, const ql_block_parts *parts,
                                                             uint8_t *to) {
-    for (int o = 0; o < count; o++) to[o] = ql_block_byte(type, parts, o);
+    int head = head_bytes(type);
+    for (int o = 0; o < head; o++) to[o] = ql_block_byte(type, parts, o);
+    for (int o = head; o < count; o++) to[o] = ql_block_byte(type, parts, o);
 }
 
 static void put_block(ql_block_type type, const ql_block_parts *parts, uint8_t *to) {
