@@ -113,7 +113,7 @@ static void plan_job(ql_ctx *ctx, const char *model_dir, const char *tokens_path
     need(model_open(ctx, model_dir, &m));
     need(tokens_read(tokens_path, arena, &tokens));
     need(modules_resolve(&r, LAYOUT_GPTQ, &m.config, arena, &modules));
-    plan_default_rates(false, ql_ctx_threads(ctx), &rates);
+    plan_cpu_rates(ql_ctx_threads(ctx), &rates);
     const plan_request request = {.config = &m.config,
                                   .recipe = &r,
                                   .modules = &modules,

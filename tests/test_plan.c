@@ -1,6 +1,8 @@
 /* Plans: the figures of a 70B model by hand, what cannot be stored, what loaders refuse, limits. */
 #include "tests/test.h"
 
+#include <math.h>
+
 #include "calib/plan.h"
 #include "formats/json.h"
 #include "host/file.h"
@@ -19,26 +21,20 @@ static int close_arena(void **state) {
     return 0;
 }
 
-static const char llama2_70b[] =
-    "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": 8192, "
-    "\"intermediate_size\": 28672,"
-    "\"num_hidden_layers\": 80, \"num_attention_heads\": 64, \"num_key_value_heads\": 8, \"vocab_size\": 32000,"
-    "\"max_position_embeddings\": 4096, \"rms_norm_eps\": 1e-05, \"hidden_act\": \"silu\", \"tie_word_embeddings\": "
-    "false,"
-    "\"torch_dtype\": \"float16\"}";
-
-static model_config parse(const char *text) {
+static model_config read_config(const char *name) {
     json_t *document;
     model_config config;
-    assert_ok(ql_json_parse("config.json", text, strlen(text), &document));
-    assert_ok(model_config_parse(document, "config.json", arena, &config));
+    char path[256];
+    snprintf(path, sizeof path, "tests/data/configs/%s/config.json", name);
+    assert_ok(ql_json_load(path, 1 << 20, &document));
+    assert_ok(model_config_parse(document, path, arena, &config));
     json_decref(document);
     return config;
 }
 
 /* A model of two layers, odd in what the caller wants. */
 static model_config small(int64_t hidden, int64_t intermediate, int64_t heads, int64_t kv_heads, int64_t head_dim) {
-    model_config config = parse(llama2_70b);
+    model_config config = read_config("llama-2-70b");
     config.layers = 2;
     config.hidden = hidden;
     config.intermediate = intermediate;
@@ -56,30 +52,39 @@ static recipe recipe_of(const char *text) {
     return r;
 }
 
-static plan make(const model_config *config, const recipe *r, int64_t n_seq, int64_t seq_len, bool gpu) {
+static plan make_split(const model_config *config, const recipe *r, int64_t n_seq, int64_t seq_len, bool gpu,
+                       statistics_mode mode, int64_t ranks, int64_t nodes) {
     module_table modules;
     plan_rates rates;
     plan p;
-    plan_default_rates(gpu, 2, &rates);
+    if (gpu) plan_gpu_rates(plan_find_gpu("h100"), &rates);
+    else plan_cpu_rates(2, &rates);
     assert_ok(modules_resolve(r, LAYOUT_GPTQ, config, arena, &modules));
     const plan_request request = {.config = config,
                                   .recipe = r,
                                   .modules = &modules,
                                   .n_seq = n_seq,
                                   .seq_len = seq_len,
-                                  .mode = n_seq > 0 ? STATISTICS_PROPAGATED : STATISTICS_NONE,
+                                  .mode = mode,
                                   .shard_size = 5000000000u,
                                   .gpu = gpu,
+                                  .ranks = ranks,
+                                  .nodes = nodes,
                                   .rates = &rates};
     assert_ok(plan_make(&request, arena, &p));
+    if (gpu) assert_ok(plan_scale(&request, 8, 100000000000, arena, &p));
     return p;
+}
+
+static plan make(const model_config *config, const recipe *r, int64_t n_seq, int64_t seq_len, bool gpu) {
+    return make_split(config, r, n_seq, seq_len, gpu, n_seq > 0 ? STATISTICS_PROPAGATED : STATISTICS_NONE, 0, 0);
 }
 
 /* By hand, for a 70B model in 4 bits, groups of 128: per block 855,638,016 weights in 0.5 + 2.5 / 128 bytes each and
  * 77,824 group indices of 4 bytes; embedding and head 2 * 32000 * 8192 and 161 norms of 8192, 2 bytes each. */
 static void seventy_billion_parameters(void **state) {
     (void)state;
-    model_config config = parse(llama2_70b);
+    model_config config = read_config("llama-2-70b");
     recipe r = recipe_of("version: 1\nscheme: W4A16-GPTQ-g128\n");
     plan p = make(&config, &r, 128, 2048, true);
     assert_int_equal(p.output_bytes, 36638572544);
@@ -98,7 +103,7 @@ static void seventy_billion_parameters(void **state) {
 /* 128 rows of 2048: 2 T operations per weight, causal attention besides; the Hessian of an input T k^2. */
 static void operations_of_the_phases(void **state) {
     (void)state;
-    model_config config = parse(llama2_70b);
+    model_config config = read_config("llama-2-70b");
     recipe r = recipe_of("version: 1\ndrift: 0\nrefine: 0\n");
     plan p = make(&config, &r, 128, 2048, false);
     double tokens = 128 * 2048, weights = 80 * 855638016.0;
@@ -116,10 +121,146 @@ static void operations_of_the_phases(void **state) {
     assert_true(both.phases[PLAN_TARGET].flops > 0 && p.phases[PLAN_TARGET].flops == 0);
 }
 
+/* Bytes of all tensors as the published index files give them ("total_size"). */
+static void published_sizes(void **state) {
+    (void)state;
+    static const struct {
+        const char *name;
+        double bytes;
+    } models[] = {{"llama-2-70b", 137953296384},
+                  {"llama-3-8b", 16060522496},
+                  {"llama-3-70b", 141107412992},
+                  {"qwen2.5-7b", 15231233024},
+                  {"qwen2.5-72b", 145412407296}};
+    recipe r = recipe_of(NULL);
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        model_config config = read_config(models[i].name);
+        plan p = make(&config, &r, 128, 2048, true);
+        if (p.phases[PLAN_READ].bytes_read != models[i].bytes)
+            fail_msg("%s: %.0f bytes", models[i].name, p.phases[PLAN_READ].bytes_read);
+        assert_true(p.output_bytes > 0.25 * models[i].bytes && p.output_bytes < 0.4 * models[i].bytes);
+    }
+}
+
+/* ---- ranks ---------------------------------------------------------------------------------------------------------------- */
+
+/* Two nodes of eight: rows and rows of weights in sixteenths, one owner at a time, three steps along the tree within nodes and one
+ * between them; the factor and its Hessian once to everybody. */
+static void work_is_split(void **state) {
+    (void)state;
+    model_config config = read_config("llama-2-70b");
+    recipe r = recipe_of("version: 1\ndrift: 0\nrefine: 0\n");
+    plan one = make(&config, &r, 128, 2048, true);
+    plan p = make_split(&config, &r, 128, 2048, true, STATISTICS_PROPAGATED, 16, 2);
+    static const int whole[] = {PLAN_READ, PLAN_FACTOR, PLAN_WRITE};
+    static const int split[] = {PLAN_FORWARD, PLAN_STATISTICS, PLAN_GRID, PLAN_SOLVE, PLAN_REFINE, PLAN_LOSS};
+    for (size_t i = 0; i < 3; i++) assert_true(p.phases[whole[i]].seconds == one.phases[whole[i]].seconds);
+    for (size_t i = 0; i < 6; i++) assert_true(p.phases[split[i]].seconds * 16 == one.phases[split[i]].seconds);
+    for (size_t i = 0; i < 6; i++) assert_true(p.phases[split[i]].flops == one.phases[split[i]].flops);
+    assert_true(one.phases[PLAN_REDUCE].seconds == 0 && one.phases[PLAN_EXCHANGE].seconds == 0);
+    double hessians = 80 * 4093640704.0;
+    assert_true(p.phases[PLAN_REDUCE].link_bytes == 3 * hessians && p.phases[PLAN_REDUCE].network_bytes == hessians);
+    assert_true(p.phases[PLAN_REDUCE].seconds == 3 * hessians / 450e9 + hessians / 50e9);
+    /* 855,638,016 codes per block in half a byte, with 5 bytes per group of 128, of which a sixteenth is a rank's own. */
+    double packed = 80 * 855638016.0 * (0.5 + 5.0 / 128) * 15 / 16;
+    assert_true(fabs(p.phases[PLAN_EXCHANGE].network_bytes / (2 * hessians + packed) - 1) < 1e-12);
+    assert_true(fabs(p.phases[PLAN_EXCHANGE].link_bytes / (2 * hessians + packed + 137953296384) - 1) < 1e-12);
+    assert_true(p.peak_device_bytes < one.peak_device_bytes && p.peak_host_bytes > one.peak_host_bytes);
+}
+
+/* 64 leaves on 3 ranks are 22, 21 and 21; 20 rows on 8 ranks are 3 at most. */
+static void rows_do_not_divide(void **state) {
+    (void)state;
+    model_config config = read_config("llama-3-8b");
+    recipe r = recipe_of(NULL);
+    static const int64_t cases[][4] = {{64, 3, 22, 64}, {20, 8, 3, 20}, {128, 64, 2, 128}, {5, 64, 1, 5}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const int64_t *c = cases[i];
+        plan one = make(&config, &r, c[0], 512, true);
+        plan p = make_split(&config, &r, c[0], 512, true, STATISTICS_PROPAGATED, c[1], 1);
+        double share = p.phases[PLAN_FORWARD].seconds / one.phases[PLAN_FORWARD].seconds;
+        if (fabs(share - (double)c[2] / (double)c[3]) > 1e-12) fail_msg("case %zu: %g", i, share);
+    }
+}
+
+/* All four inputs wait: down (3.5^3 in units of hidden^3) has an owner for itself, 3 + 1 + 2 of them go to the other ranks. */
+static void factors_are_packed_into_bins(void **state) {
+    (void)state;
+    model_config config = read_config("llama-2-70b");
+    recipe r = recipe_of(NULL);
+    double whole = make_split(&config, &r, 8, 512, true, STATISTICS_FP, 1, 1).phases[PLAN_FACTOR].seconds;
+    double down = 3.5 * 3.5 * 3.5, sum = down + 3 + 1 + 2;
+    for (int64_t ranks = 2; ranks <= 16; ranks *= 2) {
+        plan p = make_split(&config, &r, 8, 512, true, STATISTICS_FP, ranks, 1);
+        assert_true(fabs(p.phases[PLAN_FACTOR].seconds / whole - down / sum) < 1e-12);
+    }
+    config = small(4096, 4096, 32, 32, 128); /* 3, 2, 1 and 1: 4 and 3 */
+    whole = make_split(&config, &r, 8, 512, true, STATISTICS_FP, 1, 1).phases[PLAN_FACTOR].seconds;
+    plan p = make_split(&config, &r, 8, 512, true, STATISTICS_FP, 2, 1);
+    assert_true(fabs(p.phases[PLAN_FACTOR].seconds / whole - 4.0 / 7) < 1e-12);
+}
+
+static void strong_scaling(void **state) {
+    (void)state;
+    model_config config = read_config("llama-2-70b");
+    recipe r = recipe_of(NULL);
+    plan p = make(&config, &r, 512, 2048, true);
+    assert_int_equal(p.n_points, PLAN_POINTS);
+    for (int i = 0; i < PLAN_POINTS; i++) {
+        plan alone = make_split(&config, &r, 512, 2048, true, STATISTICS_PROPAGATED, 1 << i, i < 4 ? 1 : 1 << (i - 3));
+        assert_true(p.points[i].ranks == 1 << i && p.points[i].nodes == alone.nodes);
+        assert_true(p.points[i].seconds == alone.seconds);
+        assert_true(p.points[i].fits == (alone.peak_device_bytes <= 100000000000));
+        assert_true(i == 0 || p.points[i].seconds < p.points[i - 1].seconds);
+    }
+    assert_false(p.points[0].fits);
+    assert_true(p.points[6].fits);
+    json_t *document = plan_json(&p), *points = json_object_get(document, "scaling");
+    assert_int_equal(json_array_size(points), PLAN_POINTS);
+    const json_t *last = json_array_get(points, 6);
+    assert_int_equal(json_integer_value(json_object_get(last, "gpus")), 64);
+    assert_true(fabs(json_number_value(json_object_get(last, "efficiency")) * 64 /
+                         json_number_value(json_object_get(last, "speedup")) -
+                     1) < 1e-12);
+    json_decref(document);
+}
+
+/* What one block needs is at most what a job of many needs, and its time a share of theirs. */
+static void one_block_of_many(void **state) {
+    (void)state;
+    model_config config = read_config("llama-3-8b");
+    recipe r = recipe_of(NULL);
+    plan many = make(&config, &r, 16, 512, false), one;
+    module_table modules;
+    plan_rates rates;
+    config.layers = 1;
+    plan_cpu_rates(2, &rates);
+    assert_ok(modules_resolve(&r, LAYOUT_GPTQ, &config, arena, &modules));
+    const plan_request request = {.config = &config,
+                                  .recipe = &r,
+                                  .modules = &modules,
+                                  .n_seq = 16,
+                                  .seq_len = 512,
+                                  .mode = STATISTICS_PROPAGATED,
+                                  .shard_size = 5000000000u,
+                                  .one_block = true,
+                                  .rates = &rates};
+    assert_ok(plan_make(&request, arena, &one));
+    static const int same[] = {PLAN_STATISTICS, PLAN_TARGET, PLAN_GRID, PLAN_FACTOR,
+                               PLAN_SOLVE,      PLAN_REFINE, PLAN_LOSS};
+    for (size_t i = 0; i < sizeof same / sizeof *same; i++)
+        assert_true(fabs(many.phases[same[i]].flops / (32 * one.phases[same[i]].flops) - 1) <
+                    1e-12);                      /* sums of thirds */
+    double down = 2 * 16 * 512.0 * 14336 * 4096; /* which the last of many leaves out */
+    assert_true(many.phases[PLAN_FORWARD].flops == 32 * one.phases[PLAN_FORWARD].flops - down);
+    assert_true(one.phases[PLAN_READ].bytes_read == 2 * 218103808.0); /* its linears */
+    assert_string_equal(one.peak_moment, "a block");
+}
+
 /* On the CPU there is one memory; what a GPU holds moves to the host. */
 static void processor_has_one_memory(void **state) {
     (void)state;
-    model_config config = parse(llama2_70b);
+    model_config config = read_config("llama-2-70b");
     recipe r = recipe_of(NULL);
     plan cpu = make(&config, &r, 16, 512, false), gpu = make(&config, &r, 16, 512, true);
     assert_int_equal(cpu.peak_device_bytes, 0);
@@ -129,7 +270,7 @@ static void processor_has_one_memory(void **state) {
 
 static void limits_decide(void **state) {
     (void)state;
-    model_config config = parse(llama2_70b);
+    model_config config = read_config("llama-2-70b");
     recipe r = recipe_of(NULL);
     plan p = make(&config, &r, 128, 2048, true);
     assert_ok(plan_limit(&p, p.peak_device_bytes, p.peak_host_bytes, p.disk_bytes, arena));
@@ -144,7 +285,7 @@ static void limits_decide(void **state) {
     json_t *document = plan_json(&p);
     static const char *const keys[] = {"feasible",          "reasons",           "output_bytes", "hessian_bytes",
                                        "peak_device_bytes", "peak_host_bytes",   "disk_bytes",   "seconds",
-                                       "rates_source",      "critical_resource", "phases"};
+                                       "rates_source",      "critical_resource", "phases",       "scaling"};
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
         if (!json_object_get(document, keys[i])) fail_msg("no %s", keys[i]);
     assert_true(json_is_false(json_object_get(document, "feasible")));
@@ -162,9 +303,17 @@ static void rates_come_from_a_file(void **state) {
         "\"solve\": 1e9, \"target\": 1e9, \"refine\": 1e9, \"loss\": 1e9, \"write\": 2e9}";
     const char bad[] = "{\"read\": 0}", part[] = "{\"read\": 1e9}";
     plan_rates rates;
+    plan_gpu_rates(plan_find_gpu("h200"), &rates);
     assert_ok(ql_file_save(path, good, strlen(good)));
     assert_ok(plan_load_rates(path, &rates));
     assert_true(rates.measured && rates.of[PLAN_FORWARD] == 1e12 && rates.of[PLAN_WRITE] == 2e9);
+    assert_true(!rates.links_measured && rates.link == 450e9 && rates.network == 50e9); /* the datasheet's */
+    const char linked[] = "{\"link\": 3e11, \"network\": 2e10, ";
+    char both[sizeof linked + sizeof good];
+    snprintf(both, sizeof both, "%s%s", linked, good + 1);
+    assert_ok(ql_file_save(path, both, strlen(both)));
+    assert_ok(plan_load_rates(path, &rates));
+    assert_true(rates.links_measured && rates.link == 3e11 && rates.network == 2e10);
     assert_ok(ql_file_save(path, bad, strlen(bad)));
     assert_refused(plan_load_rates(path, &rates), QL_FORMAT, "read");
     assert_ok(ql_file_save(path, part, strlen(part)));
@@ -274,6 +423,12 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(seventy_billion_parameters),
         cmocka_unit_test(operations_of_the_phases),
+        cmocka_unit_test(published_sizes),
+        cmocka_unit_test(work_is_split),
+        cmocka_unit_test(rows_do_not_divide),
+        cmocka_unit_test(factors_are_packed_into_bins),
+        cmocka_unit_test(strong_scaling),
+        cmocka_unit_test(one_block_of_many),
         cmocka_unit_test(processor_has_one_memory),
         cmocka_unit_test(limits_decide),
         cmocka_unit_test(rates_come_from_a_file),

@@ -76,7 +76,7 @@ static plan plan_of(const quantize_request *job) {
     module_table modules;
     plan_rates rates;
     plan p;
-    plan_default_rates(false, 1, &rates);
+    plan_cpu_rates(1, &rates);
     assert_ok(model_open(ctx, model_dir, &m));
     assert_ok(modules_resolve(&job->recipe, output_layout(job->format), &m.config, arena, &modules));
     const plan_request request = {.config = &m.config,

@@ -10,12 +10,15 @@
 #include "formats/checkpoint.h"
 #include "formats/json.h"
 #include "formats/tokens.h"
+#include "host/mat.h"
 #include "host/status.h"
+
+enum { GPUS_OF_A_NODE = 8 }; /* where nobody says */
 
 typedef struct inputs {
     const cli *args;
     ql_arena *arena;
-    const char *model_dir;
+    const char *model_dir, *config_path;
     model_config config;
     recipe recipe;
     module_table modules;
@@ -23,24 +26,45 @@ typedef struct inputs {
     bool important; /* the encoder of a GGUF file will know how much each input counts */
     plan_rates rates;
     plan_request request;
+    const plan_gpu *gpu; /* of --gpu, or NULL */
+    bool elsewhere;      /* the plan is for other machines than this */
 } inputs;
+
+/* --model DIR, or --config FILE, whose directory then counts as the model's. */
+static ql_status find_model(inputs *in) {
+    char *path;
+    const char *dir = cli_value(in->args, "model"), *file = cli_value(in->args, "config");
+    if (!dir == !file) return ql_fail(QL_USAGE, "give --model DIR or --config FILE, one of the two");
+    if (dir) QL_TRY(ql_arena_format(in->arena, &path, "%s/config.json", dir));
+    else QL_TRY(ql_arena_string(in->arena, file, &path));
+    in->config_path = path;
+    QL_TRY(ql_arena_string(in->arena, path, &path));
+    char *slash = strrchr(path, '/');
+    if (slash) *slash = 0;
+    in->model_dir = dir ? dir : slash ? path : ".";
+    return QL_OK;
+}
+
+static ql_status read_config(inputs *in) {
+    json_t *document;
+    QL_TRY(find_model(in));
+    QL_TRY(ql_json_load(in->config_path, 16 << 20, &document));
+    ql_status status = model_config_parse(document, in->config_path, in->arena, &in->config);
+    json_decref(document);
+    QL_TRY(status);
+    if (!in->config.is_quantized) return QL_OK;
+    return ql_fail(QL_MISMATCH, "%s: is quantized already (quantization_config); plan with the original",
+                   in->config_path);
+}
 
 /* config.json is enough; weights that are there must be whole. */
 static ql_status read_model(inputs *in) {
-    char *path, *single, *index;
-    json_t *document;
+    char *single, *index;
     checkpoint *ck;
-    QL_TRY(ql_arena_format(in->arena, &path, "%s/config.json", in->model_dir));
+    QL_TRY(read_config(in));
+    if (cli_has(in->args, "config")) return QL_OK;
     QL_TRY(ql_arena_format(in->arena, &single, "%s/model.safetensors", in->model_dir));
     QL_TRY(ql_arena_format(in->arena, &index, "%s/model.safetensors.index.json", in->model_dir));
-    QL_TRY(ql_json_load(path, 16 << 20, &document));
-    ql_status status = model_config_parse(document, path, in->arena, &in->config);
-    json_decref(document);
-    QL_TRY(status);
-    if (in->config.is_quantized)
-        return ql_fail(QL_MISMATCH,
-                       "%s: is quantized already (quantization_config in config.json); plan with the original",
-                       in->model_dir);
     if (!ql_path_exists(single) && !ql_path_exists(index)) return QL_OK;
     QL_TRY(checkpoint_open(in->model_dir, &ck));
     in->request.source_bytes = checkpoint_bytes(ck);
@@ -89,22 +113,45 @@ static ql_status read_rows(inputs *in) {
     return cli_int(in->args, "seqlen", 2, in->config.max_position, &in->request.seq_len);
 }
 
+/* --gpu, --gpus and --nodes: other machines than this one, perhaps. */
+static ql_status choose_gpus(inputs *in) {
+    const char *name = cli_value(in->args, "gpu"), *names[16] = {NULL};
+    int64_t gpus = 1, nodes;
+    int choice = -1;
+    for (int i = 0; i < 15 && plan_gpus[i].name; i++) names[i] = plan_gpus[i].name;
+    QL_TRY(cli_choice(in->args, "gpu", names, &choice));
+    QL_TRY(cli_int(in->args, "gpus", 1, 4096, &gpus));
+    nodes = ql_ceil_div(gpus, GPUS_OF_A_NODE);
+    QL_TRY(cli_int(in->args, "nodes", 1, 4096, &nodes));
+    if (gpus % nodes != 0)
+        return ql_fail(QL_USAGE, "--gpus %lld in all do not stand evenly on %lld nodes", (long long)gpus,
+                       (long long)nodes);
+    if (name) in->gpu = &plan_gpus[choice];
+    in->elsewhere = name || cli_has(in->args, "gpus") || cli_has(in->args, "nodes");
+    in->request.ranks = gpus;
+    in->request.nodes = nodes;
+    return QL_OK;
+}
+
 /* A plan for a GPU needs none; "auto" means what the job would choose here. */
 static ql_status choose_device(inputs *in) {
     const char *device = cli_value(in->args, "device"), *rates = cli_value(in->args, "rates");
     ql_ctx *ctx;
     int64_t threads = 0;
+    QL_TRY(choose_gpus(in));
     QL_TRY(cli_int(in->args, "threads", 0, 4096, &threads));
     if (threads == 0) threads = machine_threads();
-    in->request.gpu = device && strncmp(device, "cuda", 4) == 0;
+    if (in->elsewhere && device && strcmp(device, "cpu") == 0)
+        return ql_fail(QL_USAGE, "--gpu, --gpus and --nodes plan for GPUs: drop --device cpu");
+    in->request.gpu = in->elsewhere || (device && strncmp(device, "cuda", 4) == 0);
     if (!in->request.gpu) {
         QL_TRY(cli_open_ctx(in->args, &ctx));
         in->request.gpu = strncmp(ql_ctx_device(ctx), "cuda", 4) == 0;
         ql_ctx_close(ctx);
     }
-    if (rates) return plan_load_rates(rates, &in->rates);
-    plan_default_rates(in->request.gpu, (int)threads, &in->rates);
-    return QL_OK;
+    if (in->request.gpu) plan_gpu_rates(in->gpu ? in->gpu : plan_find_gpu("h100"), &in->rates);
+    else plan_cpu_rates((int)threads, &in->rates);
+    return rates ? plan_load_rates(rates, &in->rates) : QL_OK;
 }
 
 /* The size of the whole file where the tokenizer is there, else that of its tensors. */
@@ -134,7 +181,7 @@ static ql_status resolve(inputs *in) {
 }
 
 static ql_status read_inputs(const cli *args, ql_arena *arena, inputs *in) {
-    *in = (inputs){.args = args, .arena = arena, .model_dir = cli_value(args, "model")};
+    *in = (inputs){.args = args, .arena = arena};
     QL_TRY(cli_recipe(args, cli_value(args, "scheme"), arena, &in->recipe));
     QL_TRY(read_model(in));
     QL_TRY(read_output(in));
@@ -170,12 +217,17 @@ static ql_status check_targets(const inputs *in, plan *p) {
     return QL_OK;
 }
 
+/* What this machine has counts where the job would run here. */
 static ql_status check_limits(const inputs *in, plan *p) {
-    uint64_t device = UINT64_MAX, host = machine_memory_available(), disk = UINT64_MAX;
+    uint64_t device = in->gpu ? (uint64_t)in->gpu->memory : UINT64_MAX, disk = UINT64_MAX;
+    uint64_t host = in->elsewhere ? UINT64_MAX : machine_memory_available();
     const char *out = cli_value(in->args, "output");
     QL_TRY(cli_bytes(in->args, "max-device-mem", &device));
     QL_TRY(cli_bytes(in->args, "max-host-mem", &host));
-    QL_TRY(ql_dir_free_bytes(out ? out : ".", &disk));
+    if (out || !in->elsewhere) QL_TRY(ql_dir_free_bytes(out ? out : ".", &disk));
+    if (in->elsewhere)
+        QL_TRY(plan_scale(&in->request, in->request.ranks > 1 ? in->request.ranks / in->request.nodes : GPUS_OF_A_NODE,
+                          device, in->arena, p));
     return plan_limit(p, device, host, disk, in->arena);
 }
 
@@ -196,15 +248,33 @@ static void print_size(const char *what, double bytes) {
 }
 
 static void print_phases(const plan *p) {
-    char time[DURATION_SIZE], read[32], written[32];
+    char time[DURATION_SIZE], read[32], written[32], links[32];
     progress_duration(time, p->seconds);
     printf("%-46s %12s  (%s rates, limited by %s)\n", "time", time, p->measured ? "measured" : "datasheet",
            p->critical_resource);
     for (int i = 0; i < PLAN_PHASES; i++) {
-        progress_duration(time, p->phases[i].seconds);
-        printf("  %-12s %10s %12s read %12s written %14.1f GFLOP\n", plan_phase_names[i], time,
-               size_text(p->phases[i].bytes_read, read), size_text(p->phases[i].bytes_written, written),
-               p->phases[i].flops / 1e9);
+        const plan_phase *part = &p->phases[i];
+        if (plan_phase_kinds[i] == PLAN_LINKS && p->ranks == 1) continue;
+        progress_duration(time, part->seconds);
+        printf("  %-12s %10s %12s read %12s written %14.1f GFLOP", plan_phase_names[i], time,
+               size_text(part->bytes_read, read), size_text(part->bytes_written, written), part->flops / 1e9);
+        if (p->ranks > 1) printf(" %12s over links", size_text(part->link_bytes + part->network_bytes, links));
+        putchar('\n');
+    }
+}
+
+static void print_scaling(const plan *p) {
+    char time[DURATION_SIZE], size[32];
+    if (p->n_points)
+        printf("%6s %6s %10s %8s %11s %14s  %s\n", "GPUs", "nodes", "time", "speedup", "efficiency", "device memory",
+               "limited by");
+    for (int i = 0; i < p->n_points; i++) {
+        const plan_point *point = &p->points[i];
+        double speedup = p->points[0].seconds / point->seconds;
+        progress_duration(time, point->seconds);
+        printf("%6lld %6lld %10s %8.2f %10.0f%% %14s  %s\n", (long long)point->ranks, (long long)point->nodes, time,
+               speedup, 100 * speedup / (double)point->ranks, size_text(point->device_bytes, size),
+               point->fits ? point->critical_resource : "device memory: does not fit");
     }
 }
 
@@ -221,6 +291,7 @@ static void print_plan(const inputs *in, const plan *p) {
         print_size(what, p->memory[i].device + p->memory[i].host);
     }
     print_phases(p);
+    print_scaling(p);
     printf("%-46s %12s\n", "feasible", p->status == QL_OK ? "yes" : "no");
 }
 
@@ -263,7 +334,8 @@ static ql_status run(const cli *args) {
 }
 
 static const cli_option options[] = {
-    {"model", 'm', "DIR", true, "model directory; its config.json is enough"},
+    {"model", 'm', "DIR", false, "model directory; its config.json is enough"},
+    {"config", 0, "FILE", false, "instead: config.json alone, wherever it lies"},
     {"output", 'o', "DIR", false, "where the output would go: whose free space counts (default: here)"},
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
     {"stats", 0, "DIR", false, "statistics come from a store (qalib calibrate): no rows, no forward pass"},
@@ -275,9 +347,13 @@ static const cli_option options[] = {
     {"samples", 'n', "N", false, "without rows: how many there will be (default: 128)"},
     {"seqlen", 'l', "N", false, "without rows: tokens of each (default: 2048, or what the model allows)"},
     {"target", 0, "LIST", false, "refuse what these cannot load: vllm,transformers,exllamav2,llama.cpp,ollama"},
-    {"rates", 0, "FILE", false, "measured rates of this machine, JSON, one per phase"},
-    {"max-device-mem", 0, "SIZE", false, "memory of the device (default: not checked)"},
-    {"max-host-mem", 0, "SIZE", false, "memory of the host (default: what is available now)"},
+    {"gpu", 0, "NAME", false, "h200, h100, a100, a100-40gb, l40s, rtx4090 or rtx3090: its memory and datasheet rates"},
+    {"gpus", 0, "N", false, "one rank on each, in all nodes together (default: 1)"},
+    {"nodes", 0, "N", false, "that they stand on (default: 8 GPUs to a node)"},
+    {"rates", 0, "FILE", false, "measured rates (qalib bench --rates FILE on the machine where the job will run)"},
+    {"max-device-mem", 0, "SIZE", false, "memory of a device (default: of --gpu, else not checked)"},
+    {"max-host-mem", 0, "SIZE", false,
+     "memory of a node's host (default: what is available here now; with --gpu, --gpus or --nodes not checked)"},
     {0},
 };
 
@@ -288,8 +364,12 @@ const cli_command cmd_plan = {
     .shared = cli_recipe_options,
     .details = "Exit code 0: feasible; 71: not enough memory; 73: not enough disk; 78: the recipe, or a loader of "
                "--target, forbids "
-               "it. Without --target only what a GPTQ file cannot hold counts; such modules stay in 16 bits.",
-    .examples = "qalib plan -m MODEL --method gptq --bits 4 --group-size 128 --json\n"
+               "it. Without --target only what a GPTQ file cannot hold counts; such modules stay in 16 bits. With "
+               "--gpu, --gpus or --nodes also a table from 1 to 64 GPUs; memory and disk of this machine then do not "
+               "count, but for --output. Rates are the datasheet's, times what kernels are expected to reach, until "
+               "--rates says what was measured.",
+    .examples = "qalib plan --config llama-2-70b/config.json --gpus 8 --gpu h200 --samples 512 --seqlen 2048\n"
+                "qalib plan -m MODEL --method gptq --bits 4 --group-size 128 --json\n"
                 "qalib plan -m MODEL --scheme W4A16-GPTQ-g128 --target vllm,exllamav2\n"
                 "qalib plan -m MODEL --device cuda --max-device-mem 80GB --samples 512",
     .run = run,

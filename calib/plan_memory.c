@@ -1,0 +1,150 @@
+/* Memory of a job, from shapes: rows stand for the arenas of the engine.  Correct a row here when a measured peak disagrees. */
+#include <math.h>
+
+#include "calib/plan_parts.h"
+
+/* What is alive in one of these moments adds up. */
+enum {
+    EMBEDDING = 1,
+    READING = 2,
+    COLLECTING = 4,
+    SOLVING = 8,
+    WRITING = 16,
+    BLOCK = READING | COLLECTING | SOLVING,
+    MOMENTS = 5,
+    ALWAYS = (1 << MOMENTS) - 1
+};
+static const char *const moment_names[MOMENTS] = {"embedding", "a block", "a block", "a block", "writing"};
+
+static const int moment_of[PLAN_PHASES] = {
+    [PLAN_READ] = READING,   [PLAN_FORWARD] = COLLECTING, [PLAN_STATISTICS] = COLLECTING, [PLAN_REDUCE] = COLLECTING,
+    [PLAN_TARGET] = SOLVING, [PLAN_GRID] = SOLVING,       [PLAN_FACTOR] = SOLVING,        [PLAN_EXCHANGE] = SOLVING,
+    [PLAN_SOLVE] = SOLVING,  [PLAN_REFINE] = SOLVING,     [PLAN_LOSS] = SOLVING,          [PLAN_WRITE] = WRITING,
+};
+
+/* One linear, beside its statistics.  Per weight: codes 1, their values 4, the answer and the target of the drift 4 each. */
+static double solve_bytes(const plan_request *r, double n, double k) {
+    double weights = n * k, square = k * k, target = plan_follows_original(r) ? 4 * weights : 0;
+    if (!plan_needs_hessian(r)) return (1 + 4) * weights;
+    if (r->recipe->literature)
+        return weights + plan_larger(8 * (square + weights), 4 * weights); /* factor and W in double */
+    double factor = 4 * square + target;                                   /* R, the answer; later H with both halves */
+    double compare = (1 + 4) * weights; /* nearest rounding's codes, and the values of either */
+    return weights + target + plan_larger(factor, compare);
+}
+
+/* The largest tensor that is not quantized: as it is read, or in FP32 beside the blocks that it becomes. */
+static double written_bytes(const plan_request *r, const plan_sizes *s) {
+    double most = s->source * s->largest;
+    for (int64_t i = 0; r->gguf && i < r->gguf->count; i++) {
+        const gguf_entry *e = &r->gguf->entries[i];
+        double values = 4 * (double)e->n * (double)e->k;
+        if (!gguf_is_linear(e)) most = plan_larger(most, values + (double)r->gguf->tensors[i].size);
+    }
+    return most;
+}
+
+/* Of one input; all inputs together where a block is solved as a whole. */
+static double statistics_bytes(const plan_request *r, const plan_sizes *s, site_id site) {
+    double k = (double)site_width(r->config, site);
+    if (plan_at_once(r)) return s->hessian * s->sum_k2;
+    if (!plan_needs_hessian(r)) return 0;
+    return s->hessian * k * k + (plan_follows_original(r) ? 4 * plan_cross_rows(r->config, site) * k : 0);
+}
+
+/* The sums of leaves beside it. */
+static double tree_bytes(const plan_request *r, const plan_sizes *s, site_id site) {
+    double k = (double)site_width(r->config, site);
+    double cross = plan_follows_original(r) ? 4 * plan_cross_rows(r->config, site) * k : 0;
+    return plan_has_rows(r) && plan_needs_hessian(r) ? (s->matrices - 1) * (s->hessian * k * k + cross) : 0;
+}
+
+/* Statistics of the input that needs most, while they are collected, as many of each as the tree needs, and beside one of its linears
+ * being solved: of which a rank has some rows. */
+static void largest_site(const plan_request *r, const plan_sizes *s, double *collecting, double *solving) {
+    *collecting = *solving = 0;
+    for (linear_id id = 0; id < LINEARS; id++) {
+        int64_t n, k;
+        linear_shape(r->config, id, &n, &k);
+        double statistics = statistics_bytes(r, s, linear_site[id]), rows = ceil((double)n / s->ranks);
+        *collecting = plan_larger(*collecting, statistics + tree_bytes(r, s, linear_site[id]));
+        *solving = plan_larger(*solving, statistics + solve_bytes(r, rows, (double)k));
+    }
+}
+
+typedef struct memory_row {
+    int alive;
+    plan_memory row;
+} memory_row;
+
+static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows[PLAN_MEMORY_ROWS]) {
+    const double hdf5 = r->n_seq > 0 || r->from_store ? 3e6 : 0;
+    const double program = 18e6 + hdf5; /* code, libraries, threads */
+    const double here = s->ranks / s->nodes;
+    bool smooths = r->recipe->smoothing != SMOOTHING_NONE;
+    double streams = plan_follows_original(r) ? 2 : 1, whole = s->hidden * s->vocab;
+    double step = plan_larger(s->attn, s->mlp), table = plan_has_rows(r) ? whole : 0;
+    double widest_k = plan_needs_hessian(r) ? plan_larger(s->hidden, step) : 0;
+    double on_the_way = s->ranks > 1 ? s->hessian * widest_k * widest_k : 0, collecting, solving;
+    /* Memory that nobody has touched yet is none on a processor, but it is on a GPU. */
+    int from_start = r->gpu ? EMBEDDING | BLOCK : BLOCK, count = 0;
+    largest_site(r, s, &collecting, &solving);
+    const memory_row all[] = {
+        {ALWAYS, {"program", 0, program * here}},
+        {ALWAYS, {"token ids, their positions", 0, 8 * s->mine * here}},
+        {EMBEDDING | BLOCK, {"rows between blocks", streams * 4 * s->mine * s->hidden + 4 * s->mine, 0}},
+        {EMBEDDING, {"embedding, FP32 and as read", (4 + s->source) * table, s->source * table * here}},
+        {from_start, {"rows between the steps of a block", streams * 4 * s->mine * step, 0}},
+        {from_start, {"a batch within a step", 4 * s->batch * s->forward_width + 4 * s->seq_len * 2 * s->half_head, 0}},
+        {BLOCK, {"rows kept for a second pass", plan_second_pass(r) ? 4 * s->mine * s->hidden : 0, 0}},
+        {BLOCK, {"weights of a block, FP32", 4 * s->block, 0}},
+        {BLOCK, {"a tensor as read, later the packed block", plan_larger(s->source * s->widest, s->packed), 0}},
+        {COLLECTING, {"statistics of an input", collecting, 0}},
+        {COLLECTING | SOLVING, {"a Hessian on its way to its owner", on_the_way, 0}},
+        {SOLVING, {"statistics, and one linear being solved", solving, 0}},
+        {BLOCK, {"weights and statistics, smoothed", smooths ? 4 * s->block + s->hessian * s->sum_k2 : 0, 0}},
+        {BLOCK, {"statistics as read from the store", 0, r->from_store ? s->hessian * s->sum_k2 : 0}},
+        {SOLVING | WRITING, {"packed results of a block", 0, s->packed * (r->gpu ? here : 1)}},
+        {WRITING, {"a tensor on its way to the file", 0, plan_larger(written_bytes(r, s), s->packed)}},
+    };
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].row.device + all[i].row.host > 0) rows[count++] = all[i];
+    return count;
+}
+
+static void sum_moment(const memory_row *rows, int count, int moment, double *device, double *host) {
+    *device = *host = 0;
+    for (int i = 0; i < count; i++)
+        if (rows[i].alive & moment) *device += rows[i].row.device, *host += rows[i].row.host;
+}
+
+/* A processor has one memory. */
+static void join(const plan_request *r, double *device, double *host) {
+    if (r->gpu) return;
+    *host += *device;
+    *device = 0;
+}
+
+void plan_count_memory(const plan_request *r, const plan_sizes *s, plan *p) {
+    memory_row rows[PLAN_MEMORY_ROWS];
+    int count = list_rows(r, s, rows), peak = 0;
+    double device, host, most = 0;
+    for (int moment = 0; moment < MOMENTS; moment++) {
+        sum_moment(rows, count, 1 << moment, &device, &host);
+        if ((r->one_block && !(1 << moment & BLOCK)) || device + host <= most) continue;
+        most = device + host;
+        peak = moment;
+        join(r, &device, &host);
+        p->peak_device_bytes = (uint64_t)device;
+        p->peak_host_bytes = (uint64_t)host;
+    }
+    p->peak_moment = moment_names[peak];
+    for (int i = 0; i < count; i++)
+        if (rows[i].alive >> peak & 1) p->memory[p->n_memory++] = rows[i].row;
+    for (int i = 0; i < PLAN_PHASES; i++) {
+        sum_moment(rows, count, r->one_block && moment_of[i] == WRITING ? SOLVING : moment_of[i], &device, &host);
+        join(r, &device, &host);
+        p->phases[i].device_bytes = device;
+        p->phases[i].host_bytes = host;
+    }
+}
