@@ -61,6 +61,7 @@ step "unit tests" ctest --test-dir build --parallel "$(nproc)" --output-on-failu
 for script in tests/e2e/*.sh; do
     step "end to end: $(basename "$script" .sh)" "$script"
 done
+[ "$QALIB_TIER" != full ] || step "Slurm on this host" tests/slurm.sh
 step "address and undefined-behaviour sanitizers" address_sanitizer
 [ "$QALIB_TIER" != full ] || step "thread sanitizer" thread_sanitizer
 step "clang, fuzzing" scripts/fuzz.sh

@@ -29,11 +29,12 @@ typedef struct cli cli;
 
 typedef struct cli_command {
     const char *name, *summary;
-    /* "PATH" if one positional argument is taken (required), "PATH..." if one or more, NULL if none. */
+    /* "PATH" if one positional argument is taken (required), "PATH..." if one or more, "[PATH]" if one or none, NULL if none. */
     const char *positional;
     /* Tables that end with a NULL name: its own options, and ones that several commands take alike (cli_recipe_options) or
      * NULL.  The common ones (--help, --json, --device, --threads, ...) are added. */
     const cli_option *options, *shared;
+    const cli_option *passed; /* of another command, for one that makes its command line; NULL: none */
     const char *details, *examples;
     ql_status (*run)(const cli *args);
 } cli_command;
@@ -63,6 +64,9 @@ ql_status cli_open_ctx(const cli *args, ql_ctx **ctx);
 /* Joins the other processes that a launcher has started with this one; NULL: there are none.  cli_main tells them how it ends.  Messages
  * of the ranks behind 0 are left out, and the processors of a machine are shared between its ranks. */
 ql_status cli_open_ranks(const cli *args, ql_comm **comm);
+/* What quantize takes besides a recipe. */
+extern const cli_option cli_quantize_options[];
+
 /* How progress is to be shown, from --progress, --quiet and --log-format. */
 progress_style cli_progress(const cli *args);
 
@@ -93,6 +97,6 @@ int cli_signal(void); /* the one that arrived, 0 if none */
 
 extern const cli_command cmd_bench, cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_schemes, cmd_eval, cmd_generate,
     cmd_inspect, cmd_verify, cmd_export, cmd_plan, cmd_doctor, cmd_stats, cmd_submit, cmd_jobs, cmd_show, cmd_logs,
-    cmd_cancel, cmd_pause, cmd_resume, cmd_retry, cmd_rm;
+    cmd_cancel, cmd_pause, cmd_resume, cmd_retry, cmd_rm, cmd_sbatch;
 
 #endif

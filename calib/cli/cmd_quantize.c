@@ -161,7 +161,7 @@ static ql_status run(const cli *args) {
     return status;
 }
 
-static const cli_option options[] = {
+const cli_option cli_quantize_options[] = {
     {"model", 'm', "DIR", true, "model directory (config.json and safetensors, 16 or 32 bits)"},
     {"output", 'o', "DIR", true, "where the model goes, or with --scheme OUTPUT/<scheme>; must not exist or be empty"},
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
@@ -184,7 +184,7 @@ static const cli_option options[] = {
 const cli_command cmd_quantize = {
     .name = "quantize",
     .summary = "quantize a model, to what vLLM, transformers, exllamav2, llama.cpp and Ollama load",
-    .options = options,
+    .options = cli_quantize_options,
     .shared = cli_recipe_options,
     .details =
         "Every finished layer is committed; a job that was killed goes on with --resume and gives the same bytes.",

@@ -59,6 +59,8 @@ void cli_print_help(FILE *out, const cli_command *command, int width) {
     print_wrapped(out, command->summary, 0, 0, width);
     if (command->options && command->options->name) fprintf(out, "\nOptions:\n");
     print_options(out, command->options, width);
+    if (command->passed) fprintf(out, "\nOf the job:\n");
+    print_options(out, command->passed, width);
     if (command->shared) fprintf(out, "\nRecipe:\n");
     print_options(out, command->shared, width);
     fprintf(out, "\nCommon options:\n");

@@ -47,16 +47,17 @@ static const cli_option *find_in(const cli_option *table, const char *name, size
 static const cli_option *find(const cli_command *command, const char *name, size_t length, char letter) {
     const cli_option *option = find_in(command->options, name, length, letter);
     if (!option) option = find_in(command->shared, name, length, letter);
+    if (!option) option = find_in(command->passed, name, length, letter);
     return option ? option : find_in(cli_common_options, name, length, letter);
 }
 
 enum { MAX_OPTIONS = 128 };
 
 static const char *nearest_option(const cli_command *command, const char *name) {
-    const cli_option *tables[] = {command->options, command->shared, cli_common_options};
+    const cli_option *tables[] = {command->options, command->shared, command->passed, cli_common_options};
     const char *names[MAX_OPTIONS + 1];
     int count = 0;
-    for (int t = 0; t < 3; t++)
+    for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
         for (const cli_option *o = tables[t]; o && o->name && count < MAX_OPTIONS; o++) names[count++] = o->name;
     names[count] = NULL;
     return ql_nearest_word(name, names);
@@ -117,12 +118,18 @@ static ql_status take_letters(cli *args, const char *word, words *line) {
     return QL_OK;
 }
 
+static ql_status check_required(const cli *args, const cli_option *o) {
+    for (; o && o->name; o++)
+        if (o->required && !cli_has(args, o->name))
+            return ql_fail(QL_USAGE, "%s needs --%s %s: %s", args->command->name, o->name,
+                           o->argument ? o->argument : "", o->help);
+    return QL_OK;
+}
+
 static ql_status check_complete(const cli *args) {
     const cli_command *command = args->command;
-    for (const cli_option *o = command->options; o && o->name; o++)
-        if (o->required && !cli_has(args, o->name))
-            return ql_fail(QL_USAGE, "%s needs --%s %s: %s", command->name, o->name, o->argument ? o->argument : "",
-                           o->help);
+    QL_TRY(check_required(args, command->options));
+    QL_TRY(check_required(args, command->passed));
     const char *expected = command->positional;
     if (!expected && args->n_positional > 0)
         return ql_fail(QL_USAGE, "%s takes no argument \"%s\"", command->name, args->positional[0]);
