@@ -14,10 +14,24 @@ double seconds_now(void) {
 
 void phases_open(phases *p, ql_ctx *ctx) { *p = (phases){.ctx = ctx, .since = seconds_now()}; }
 
+static void note_memory(phases *p, phase ended) {
+    size_t memory = 0;
+    for (int i = 0; i < PHASES_WATCHED && p->watched[i]; i++) memory += ql_arena_recent_peak(p->watched[i]);
+    if (memory > p->memory[ended]) p->memory[ended] = memory;
+}
+
+void phases_watch(phases *p, ql_arena *arena) {
+    int i = 0;
+    while (i < PHASES_WATCHED - 1 && p->watched[i]) i++;
+    p->watched[i] = arena;
+    ql_arena_recent_peak(arena);
+}
+
 phase phases_enter(phases *p, phase next, double flops) {
     phase ended = p->current;
     if (next != ended) {
         ql_sync(p->ctx); /* an error of the queue reappears at the next operation */
+        note_memory(p, ended);
         double now = seconds_now();
         p->seconds[ended] += now - p->since;
         p->since = now;

@@ -5,7 +5,7 @@
 
 #include <jansson.h>
 
-#include "host/qalib.h"
+#include "host/mem.h"
 
 #define PHASES_LIST(X)                                                                                                 \
     X(PHASE_OTHER, "other")                                                                                            \
@@ -29,10 +29,14 @@ typedef enum phase {
         PHASES
 } phase;
 
+enum { PHASES_WATCHED = 4 };
+
 typedef struct phases {
     ql_ctx *ctx; /* its queue is drained when the phase changes */
     phase current;
     double since, seconds[PHASES], flops[PHASES];
+    ql_arena *watched[PHASES_WATCHED]; /* NULL behind the last */
+    size_t memory[PHASES];             /* most bytes of the watched arenas in each phase, their peaks added up */
 } phases;
 
 extern const char *const phase_names[PHASES];
@@ -40,6 +44,8 @@ extern const char *const phase_names[PHASES];
 double seconds_now(void); /* monotonic */
 
 void phases_open(phases *p, ql_ctx *ctx);
+/* Memory of an arena counts from now on; PHASES_WATCHED of them at most. */
+void phases_watch(phases *p, ql_arena *arena);
 /* Ends the current phase and begins another; returns the one that ended. */
 phase phases_enter(phases *p, phase next, double flops);
 double phases_total(phases *p);

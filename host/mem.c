@@ -23,7 +23,7 @@ typedef struct chunk {
 struct ql_arena {
     ql_ctx *ctx; /* NULL: host memory */
     chunk *first, *current;
-    size_t in_use, peak;
+    size_t in_use, peak, recent;
 };
 
 void *ql_malloc(size_t size) { return ql_fault("malloc") ? NULL : malloc(size); }
@@ -99,6 +99,7 @@ ql_status ql_arena_take(ql_arena *arena, size_t count, size_t size, void **data)
     arena->in_use += start + bytes - c->used;
     c->used = start + bytes;
     if (arena->in_use > arena->peak) arena->peak = arena->in_use;
+    if (arena->in_use > arena->recent) arena->recent = arena->in_use;
     if (!arena->ctx) memset(*data, 0, bytes);
     return QL_OK;
 }
@@ -140,6 +141,12 @@ void ql_arena_release(ql_arena *arena, ql_mark mark) {
 }
 
 size_t ql_arena_peak(const ql_arena *arena) { return arena->peak; }
+
+size_t ql_arena_recent_peak(ql_arena *arena) {
+    size_t recent = arena->recent;
+    arena->recent = arena->in_use;
+    return recent;
+}
 
 ql_status ql_arena_string(ql_arena *arena, const char *text, char **copy) {
     size_t size = strlen(text) + 1;

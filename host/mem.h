@@ -41,7 +41,8 @@ ql_status ql_arena_download(ql_arena *arena, ql_ctx *ctx, ql_mat mat, void **val
 
 ql_mark ql_arena_mark(const ql_arena *arena);
 void ql_arena_release(ql_arena *arena, ql_mark mark);
-size_t ql_arena_peak(const ql_arena *arena); /* most bytes in use at one time */
+size_t ql_arena_peak(const ql_arena *arena);  /* most bytes in use at one time */
+size_t ql_arena_recent_peak(ql_arena *arena); /* the same since the last call */
 
 /* Host strings. */
 ql_status ql_arena_string(ql_arena *arena, const char *text, char **copy);

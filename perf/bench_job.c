@@ -1,10 +1,10 @@
 /* A whole GPTQ job against plain sgemm of the same floating-point operations on the same threads, phase by phase.
  *
- *   build/bench_job MODEL TOKENS [repeats] [threads] [--rates FILE]        for instance demo/model demo/demo-calib.h5 3 2
+ *   build/bench_job MODEL TOKENS [repeats] [threads]        for instance demo/model demo/demo-calib.h5 3 2
  *
  * sgemm (1024^3, single-threaded calls side by side on all threads, as the job makes them) is measured before, between and after
  * the jobs, so that both see the same machine.  The last line is the ratio that matters: operations of all phases over
- * their time, over the rate of sgemm.  --rates FILE keeps the rates of the phases for `qalib plan --rates FILE`.
+ * their time, over the rate of sgemm.
  */
 #include <omp.h>
 #include <stdio.h>
@@ -12,9 +12,7 @@
 #include <string.h>
 
 #include "calib/job.h"
-#include "calib/plan.h"
 #include "host/cpu/blas.h"
-#include "host/mat.h"
 
 enum { SIZE = 1024, MOST_REPEATS = 50 };
 
@@ -93,66 +91,8 @@ static void print(const double seconds[PHASES], const double flops[PHASES], int 
            all_flops / all_seconds * 1e-9, 100 * all_flops / all_seconds / rate);
 }
 
-/* The job's phase whose time belongs to each of plan's. */
-static const phase measured_by[PLAN_PHASES] = {
-    [PLAN_READ] = PHASE_READ,     [PLAN_FORWARD] = PHASE_FORWARD, [PLAN_STATISTICS] = PHASE_STATISTICS,
-    [PLAN_TARGET] = PHASE_TARGET, [PLAN_GRID] = PHASE_GRID,       [PLAN_FACTOR] = PHASE_FACTOR,
-    [PLAN_SOLVE] = PHASE_SOLVE,   [PLAN_REFINE] = PHASE_REFINE,   [PLAN_LOSS] = PHASE_LOSS,
-    [PLAN_WRITE] = PHASE_WRITE,
-};
-
-/* What plan counts for this job. */
-static void plan_job(ql_ctx *ctx, const char *model_dir, const char *tokens_path, ql_arena *arena, plan *p) {
-    model m;
-    token_file tokens;
-    recipe r;
-    module_table modules;
-    plan_rates rates;
-    recipe_defaults(&r);
-    need(recipe_check(&r));
-    need(model_open(ctx, model_dir, &m));
-    need(tokens_read(tokens_path, arena, &tokens));
-    need(modules_resolve(&r, LAYOUT_GPTQ, &m.config, arena, &modules));
-    plan_cpu_rates(ql_ctx_threads(ctx), &rates);
-    const plan_request request = {.config = &m.config,
-                                  .recipe = &r,
-                                  .modules = &modules,
-                                  .n_seq = tokens.n_seq,
-                                  .seq_len = tokens.seq_len,
-                                  .mode = STATISTICS_PROPAGATED,
-                                  .shard_size = 5000000000u,
-                                  .source_bytes = checkpoint_bytes(m.ck),
-                                  .rates = &rates};
-    need(plan_make(&request, arena, p));
-    model_close(&m);
-}
-
-/* A rate is what plan counts over the time that the job took, so that both mean the same.  What has no phase in plan is counted to
- * reading (other) and writing (pack). */
-static void save_rates(ql_ctx *ctx, const char *path, const plan *p, const double seconds[PHASES], int repeats) {
-    json_t *document = json_pack("{s:s, s:i}", "machine", ql_ctx_describe(ctx), "threads", ql_ctx_threads(ctx));
-    for (int i = 0; i < PLAN_PHASES; i++) {
-        const plan_phase *counted = &p->phases[i];
-        double amount = counted->flops + counted->bytes_read + counted->bytes_written;
-        double spent = seconds[measured_by[i]];
-        if (i == PLAN_READ) spent += seconds[PHASE_OTHER];
-        if (i == PLAN_WRITE) spent += seconds[PHASE_PACK];
-        json_object_set_new(document, plan_phase_names[i], json_real(amount * repeats / spent));
-    }
-    if (json_dump_file(document, path, JSON_INDENT(2)) != 0) need(ql_fail_errno("%s", path));
-    json_decref(document);
-}
-
-/* Takes "--rates FILE" off the end of the command line. */
-static const char *take_rates(int *argc, char **argv) {
-    if (*argc < 3 || strcmp(argv[*argc - 2], "--rates") != 0) return NULL;
-    *argc -= 2;
-    return argv[*argc + 1];
-}
-
 int main(int argc, char **argv) {
-    const char *rates_path = take_rates(&argc, argv);
-    if (argc < 3) need(ql_fail(QL_USAGE, "usage: bench_job MODEL TOKENS [repeats] [threads] [--rates FILE]"));
+    if (argc < 3) need(ql_fail(QL_USAGE, "usage: bench_job MODEL TOKENS [repeats] [threads]"));
     int repeats = argc > 3 ? atoi(argv[3]) : 3, threads = argc > 4 ? atoi(argv[4]) : 0, rates = 0;
     if (repeats < 1 || repeats > MOST_REPEATS) need(ql_fail(QL_USAGE, "1 to %d repeats", MOST_REPEATS));
     double seconds[PHASES] = {0}, flops[PHASES] = {0}, rate[MOST_REPEATS + 1];
@@ -169,14 +109,6 @@ int main(int argc, char **argv) {
     printf("%s\n%d threads, %d jobs; sgemm %.1f GFLOP/s (median; %.1f to %.1f)\n", ql_ctx_describe(ctx), threads,
            repeats, middle * 1e-9, rate[0] * 1e-9, rate[rates - 1] * 1e-9);
     print(seconds, flops, repeats, middle);
-    if (rates_path) {
-        ql_arena *arena;
-        plan p;
-        need(ql_arena_open(NULL, &arena));
-        plan_job(ctx, argv[1], argv[2], arena, &p);
-        save_rates(ctx, rates_path, &p, seconds, repeats);
-        ql_arena_close(arena);
-    }
     ql_ctx_close(ctx);
     return 0;
 }

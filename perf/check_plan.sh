@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What plan says a job needs, beside what the job took:  perf/check_plan.sh [BUILD]      (default: build/cpu)
-# Memory beyond 15 % is a failure.  With rates measured by bench_job, also the time, which only a quiet machine can tell: printed.
+# Memory beyond 15 % is a failure.  With rates measured by qalib bench --rates, also the time, which only a quiet machine can tell: printed.
 # Needs the demo model; a model four times as wide is made.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,7 +9,7 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
 rates=()
-if [[ -n ${RATES-} ]]; then rates=(--rates "$RATES"); fi # made with bench_job MODEL TOKENS --rates FILE
+if [[ -n ${RATES-} ]]; then rates=(--rates "$RATES"); fi # made with qalib bench --rates FILE
 demo=(-m demo/model)
 rows=(--calib demo/demo-calib.h5)
 wide=(-m "$tmp/wide" --calib "$tmp/wide.h5")

@@ -67,6 +67,9 @@ ql_status cli_open_ranks(const cli *args, ql_comm **comm);
 /* What quantize takes besides a recipe. */
 extern const cli_option cli_quantize_options[];
 
+/* calib/cli/bench_whole.c: bench block and bench --rates. */
+ql_status cli_bench_whole(const cli *args);
+
 /* How progress is to be shown, from --progress, --quiet and --log-format. */
 progress_style cli_progress(const cli *args);
 

@@ -228,6 +228,8 @@ static ql_status run(const cli *args) {
     ql_arena *arena;
     request r;
     results out = {.is_json = cli_has(args, "json")};
+    if (cli_positional(args, 0) || cli_has(args, "rates")) return cli_bench_whole(args);
+    if (!cli_has(args, "op")) return ql_fail(QL_USAGE, "bench needs --op LIST, or block, or --rates FILE");
     QL_TRY(ql_arena_open(NULL, &arena));
     ql_status status = read_request(args, arena, &r);
     if (status == QL_OK && cli_has(args, "svg") && r.setting.iters)
@@ -241,7 +243,7 @@ static ql_status run(const cli *args) {
 }
 
 static const cli_option options[] = {
-    {"op", 'o', "LIST", true, "operations, separated by commas (below)"},
+    {"op", 'o', "LIST", false, "operations, separated by commas (below)"},
     {"model", 0, "NAME", false,
      "sizes of its layers: llama-2-7b, llama-2-70b, llama-3-8b, llama-3-70b, llama-3-70b-tp8, demo"},
     {"n", 0, "N", false, "outputs, instead of a model"},
@@ -254,22 +256,33 @@ static const cli_option options[] = {
     {"choices", 0, "FILE", false, "measure the library's dense products first (seconds each); kept and read here"},
     {"iters", 0, "N", false, "N calls once, without roofs and warm-up: for profilers"},
     {"csv", 0, "FILE", false, "also save the table"},
+    {"config", 0, "FILE", false, "block and --rates: config.json of the model whose size it has"},
+    {"scale", 0, "N", false, "of which hidden, intermediate and query heads are divided by this (default: 1)"},
+    {"samples", 0, "N", false, "rows of random tokens (default: 128 on a GPU, 16 on a processor)"},
+    {"seqlen", 0, "N", false, "tokens of each (default: 2048 on a GPU, 256 on a processor)"},
+    {"rates", 0, "FILE", false, "measure what plan --rates reads, in whole jobs; with block: forecast by this file"},
     {"svg", 0, "FILE", false, "also draw the roofline: speed over arithmetic intensity"},
     {0},
 };
 
 const cli_command cmd_bench = {
     .name = "bench",
-    .summary = "how fast operations are on this device",
+    .summary = "how fast operations, a block of a model, or the phases of a job are on this device",
+    .positional = "[block]",
     .options = options,
     .details =
         "Products of m tokens: dense w2a16 w3a16 w4a16 w8a16 w4a8 int8 fp8 fp8_block (packed), gemm qgemm (FP32).  "
         "Calibration: hessian cross factor gptq solve refine literature loss range search quantize pack unpack.  "
         "Forward: attention attention_cached rmsnorm swiglu abs_hist nll kld.  A time is the median of up to 20 "
         "repeats, with the 10 and 90 % quantiles: random data, weights that are in no cache, CUDA graphs where the "
-        "operation allows them.  \"roof\" is the share of what copy and dense product reach in this run; \"times\" "
+        "operation allows them.  block: one decoder block with random weights through the engine of quantize, its "
+        "phases, "
+        "plan's forecast for it, and what the whole model would take.  \"roof\" is the share of what copy and dense "
+        "product reach in this run; \"times\" "
         "is the peer's time over ours, with ~ where the quantiles overlap.",
-    .examples = "qalib bench --op w4a16,int8 --model llama-3-8b --m 1,16 --peers\n"
+    .examples = "qalib bench block --config llama-2-70b/config.json --device cpu --samples 2 --seqlen 128 --scale 16\n"
+                "qalib bench --rates rates.json                    # then: qalib plan --rates rates.json\n"
+                "qalib bench --op w4a16,int8 --model llama-3-8b --m 1,16 --peers\n"
                 "qalib bench --op gptq --n 4096 --k 4096 --json\n"
                 "qalib bench --op hessian --model llama-3-70b --svg roof.svg\n"
                 "qalib bench --op w4a16 --n 8192 --k 8192 --m 16 --iters 3",

@@ -133,7 +133,8 @@ static ql_status check_complete(const cli *args) {
     const char *expected = command->positional;
     if (!expected && args->n_positional > 0)
         return ql_fail(QL_USAGE, "%s takes no argument \"%s\"", command->name, args->positional[0]);
-    if (expected && args->n_positional == 0) return ql_fail(QL_USAGE, "%s needs %s", command->name, expected);
+    if (expected && *expected != '[' && args->n_positional == 0)
+        return ql_fail(QL_USAGE, "%s needs %s", command->name, expected);
     if (expected && !strstr(expected, "...") && args->n_positional > 1)
         return ql_fail(QL_USAGE, "%s takes one %s; \"%s\" is one too many", command->name, expected,
                        args->positional[1]);
