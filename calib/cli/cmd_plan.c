@@ -253,12 +253,12 @@ static void print_phases(const plan *p) {
     printf("%-46s %12s  (%s rates, limited by %s)\n", "time", time, p->measured ? "measured" : "datasheet",
            p->critical_resource);
     for (int i = 0; i < PLAN_PHASES; i++) {
-        const plan_phase *part = &p->phases[i];
+        const plan_phase *spent = &p->phases[i];
         if (plan_phase_kinds[i] == PLAN_LINKS && p->ranks == 1) continue;
-        progress_duration(time, part->seconds);
+        progress_duration(time, spent->seconds);
         printf("  %-12s %10s %12s read %12s written %14.1f GFLOP", plan_phase_names[i], time,
-               size_text(part->bytes_read, read), size_text(part->bytes_written, written), part->flops / 1e9);
-        if (p->ranks > 1) printf(" %12s over links", size_text(part->link_bytes + part->network_bytes, links));
+               size_text(spent->bytes_read, read), size_text(spent->bytes_written, written), spent->flops / 1e9);
+        if (p->ranks > 1) printf(" %12s over links", size_text(spent->link_bytes + spent->network_bytes, links));
         putchar('\n');
     }
 }
