@@ -44,6 +44,13 @@ static double written_bytes(const plan_request *r, const plan_sizes *s) {
     return most;
 }
 
+/* Vocabulary and keys of a GGUF file, as JSON and as the file has them. */
+static double keys_bytes(const plan_request *r) {
+    double keys = (double)r->gguf_bytes;
+    for (int64_t i = 0; r->gguf && i < r->gguf->count; i++) keys -= (double)r->gguf->tensors[i].size;
+    return r->gguf ? 2e6 + 10 * keys : 0;
+}
+
 /* Of one input; all inputs together where a block is solved as a whole. */
 static double statistics_bytes(const plan_request *r, const plan_sizes *s, site_id site) {
     double k = (double)site_width(r->config, site);
@@ -79,7 +86,7 @@ typedef struct memory_row {
 
 static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows[PLAN_MEMORY_ROWS]) {
     const double hdf5 = r->n_seq > 0 || r->from_store ? 3e6 : 0;
-    const double program = 18e6 + hdf5; /* code, libraries, threads */
+    const double program = 18e6 + hdf5 + keys_bytes(r); /* code, libraries, threads */
     const double here = s->ranks / s->nodes;
     bool smooths = r->recipe->smoothing != SMOOTHING_NONE;
     double streams = plan_follows_original(r) ? 2 : 1, whole = s->hidden * s->vocab;

@@ -227,7 +227,8 @@ static void schemes_are_parsed_by_pattern(void **state) {
         assert_refused(scheme_find(bad[i], &s), QL_USAGE, "for instance W4A16-GPTQ-g128");
 }
 
-/* Every listed scheme is one, makes sense, and knows its size: a code of `bits` bits and less than one bit beside it. */
+/* Every listed scheme is one, makes sense, and knows its size: a code of `bits` bits and at most one bit beside it; mixes give some
+ * tensors more, Q3_K_L most of all. */
 static void listed_schemes_exist(void **state) {
     (void)state;
     for (int i = 0; scheme_names[i]; i++) {
@@ -235,7 +236,7 @@ static void listed_schemes_exist(void **state) {
         assert_ok(scheme_find(scheme_names[i], &s));
         assert_ok(recipe_check(&s.recipe));
         double bits = scheme_bits_per_weight(&s.recipe, 4096);
-        assert_true(bits >= s.recipe.base.bits && bits < s.recipe.base.bits + 1);
+        assert_true(bits >= s.recipe.base.bits && bits < s.recipe.base.bits + 1.25);
         assert_int_equal(scheme_statistics(&s.recipe) == STATISTICS_PROPAGATED,
                          s.recipe.base.method == METHOD_GPTQ && s.recipe.base.bits < 4);
     }
