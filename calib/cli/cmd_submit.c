@@ -49,7 +49,7 @@ static const cli_option options[];
 
 /* The value as the request carries it; NULL: not given, or not for the daemon. */
 static ql_status value_of(const cli *args, const char *option, ql_arena *arena, const char **value) {
-    static const char *const paths[] = {"model", "output", "calib", "stats", "work"};
+    static const char *const paths[] = {"model", "output", "calib", "stats", "imatrix", "work"};
     const char *text = cli_value(args, option);
     char *changed;
     size_t size;
@@ -261,6 +261,7 @@ static const cli_option options[] = {
     {"output", 'o', "DIR", true, "where the model goes, or with --scheme OUTPUT/<scheme>"},
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
     {"stats", 0, "DIR", false, "statistics of qalib calibrate instead"},
+    {"imatrix", 0, "FILE", false, "importance of inputs for a GGUF file instead"},
     {"statistics", 0, "MODE", false, "of --calib: propagated or fp, as in quantize"},
     {"work", 'w', "DIR", false, "committed layers and journal (default: OUTPUT.work)"},
     {"format", 'f', "NAME", false, "file format, as in quantize"},

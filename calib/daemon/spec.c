@@ -25,35 +25,16 @@ static const struct {
     field_kind kind;
     int only;
 } fields[] = {
-    {"model", FIELD_PATH, 0},
-    {"output", FIELD_PATH, 0},
-    {"calib", FIELD_PATH, 0},
-    {"stats", FIELD_PATH, 0},
-    {"work", FIELD_PATH, ONLY_QUANTIZE},
-    {"recipe", FIELD_RECIPE, 0},
-    {"scheme", FIELD_WORD, 0},
-    {"statistics", FIELD_WORD, 0},
-    {"format", FIELD_WORD, 0},
-    {"shard-size", FIELD_WORD, 0},
-    {"method", FIELD_WORD, 0},
-    {"bits", FIELD_INT, 0},
-    {"type", FIELD_WORD, 0},
-    {"group-size", FIELD_INT, 0},
-    {"activations", FIELD_WORD, 0},
-    {"sym", FIELD_SWITCH, 0},
-    {"asym", FIELD_SWITCH, 0},
-    {"act-order", FIELD_WORD, 0},
-    {"damp", FIELD_REAL, 0},
-    {"drift", FIELD_REAL, 0},
-    {"refine", FIELD_INT, 0},
-    {"sequential", FIELD_WORD, 0},
-    {"scale-search", FIELD_WORD, 0},
-    {"clip", FIELD_WORD, 0},
-    {"smoothing", FIELD_WORD, 0},
-    {"smooth-alpha", FIELD_WORD, 0},
-    {"literature", FIELD_SWITCH, 0},
-    {"threads", FIELD_INT, 0},
-    {"gpus", FIELD_OWN, 0},
+    {"model", FIELD_PATH, 0},        {"output", FIELD_PATH, 0},     {"calib", FIELD_PATH, 0},
+    {"stats", FIELD_PATH, 0},        {"imatrix", FIELD_PATH, 0},    {"work", FIELD_PATH, ONLY_QUANTIZE},
+    {"recipe", FIELD_RECIPE, 0},     {"scheme", FIELD_WORD, 0},     {"statistics", FIELD_WORD, 0},
+    {"format", FIELD_WORD, 0},       {"shard-size", FIELD_WORD, 0}, {"method", FIELD_WORD, 0},
+    {"bits", FIELD_INT, 0},          {"type", FIELD_WORD, 0},       {"group-size", FIELD_INT, 0},
+    {"activations", FIELD_WORD, 0},  {"sym", FIELD_SWITCH, 0},      {"asym", FIELD_SWITCH, 0},
+    {"act-order", FIELD_WORD, 0},    {"damp", FIELD_REAL, 0},       {"drift", FIELD_REAL, 0},
+    {"refine", FIELD_INT, 0},        {"sequential", FIELD_WORD, 0}, {"scale-search", FIELD_WORD, 0},
+    {"clip", FIELD_WORD, 0},         {"smoothing", FIELD_WORD, 0},  {"smooth-alpha", FIELD_WORD, 0},
+    {"literature", FIELD_SWITCH, 0}, {"threads", FIELD_INT, 0},     {"gpus", FIELD_OWN, 0},
     {"priority", FIELD_OWN, 0},
 };
 enum { FIELDS = sizeof fields / sizeof fields[0], NAME_MOST = 32 };
@@ -230,6 +211,8 @@ static ql_status check(const json_t *spec, ql_arena *arena) {
     }
     if (json_object_get(spec, "calib") && json_object_get(spec, "stats"))
         return ql_fail(QL_USAGE, "%s: \"calib\" and \"stats\": give the rows or the statistics, not both", place);
+    if (json_object_get(spec, "imatrix") && (json_object_get(spec, "calib") || json_object_get(spec, "stats")))
+        return ql_fail(QL_USAGE, "%s: \"imatrix\": goes without \"calib\" and \"stats\"", place);
     QL_TRY(ql_json_int_or(spec, place, "priority", -SPEC_MOST_PRIORITY, SPEC_MOST_PRIORITY, &priority));
     QL_TRY(check_gpus(spec));
     return check_recipe(spec, arena);
