@@ -83,6 +83,7 @@ typedef struct plan_request {
     uint64_t shard_size;
     uint64_t source_bytes; /* of all tensors of the checkpoint; 0: not there, 16 bits are assumed */
     bool gpu;              /* the device has its own memory */
+    int64_t threads;       /* of a rank on a processor, whose buffers count; 0: as if it had none */
     int64_t ranks, nodes;  /* 0: one; ranks stand evenly on nodes */
     bool one_block;        /* of many: no embedding before it and no output behind it (config->layers is 1) */
     const plan_rates *rates;

@@ -79,6 +79,11 @@ static void largest_site(const plan_request *r, const plan_sizes *s, double *col
     }
 }
 
+/* What the loss takes for each thread: two panels of 128 rows, two tiles of 256 columns (host/cpu/measure.c); other steps take less. */
+static double thread_bytes(const plan_request *r, const plan_sizes *s, double k) {
+    return r->gpu || k == 0 ? 0 : (double)r->threads * s->hessian * (2 * 128 * k + (128 + 256) * 256);
+}
+
 typedef struct memory_row {
     int alive;
     plan_memory row;
@@ -109,6 +114,7 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
         {COLLECTING, {"statistics of an input", collecting, 0}},
         {COLLECTING | SOLVING, {"a Hessian on its way to its owner", on_the_way, 0}},
         {SOLVING, {"statistics, and one linear being solved", solving, 0}},
+        {SOLVING, {"buffers of the threads", 0, thread_bytes(r, s, widest_k) * here}},
         {BLOCK, {"weights and statistics, smoothed", smooths ? 4 * s->block + s->hessian * s->sum_k2 : 0, 0}},
         {BLOCK, {"statistics as read from the store", 0, r->from_store ? s->hessian * s->sum_k2 : 0}},
         {SOLVING | WRITING, {"packed results of a block", 0, s->packed * (r->gpu ? here : 1)}},
@@ -138,12 +144,11 @@ void plan_count_memory(const plan_request *r, const plan_sizes *s, plan *p) {
     double device, host, most = 0;
     for (int moment = 0; moment < MOMENTS; moment++) {
         sum_moment(rows, count, 1 << moment, &device, &host);
-        if ((r->one_block && !(1 << moment & BLOCK)) || device + host <= most) continue;
-        most = device + host;
-        peak = moment;
-        join(r, &device, &host);
-        p->peak_device_bytes = (uint64_t)device;
-        p->peak_host_bytes = (uint64_t)host;
+        if (r->one_block && !(1 << moment & BLOCK)) continue;
+        if (device + host > most) most = device + host, peak = moment;
+        join(r, &device, &host); /* each has its own peak */
+        p->peak_device_bytes = (uint64_t)plan_larger((double)p->peak_device_bytes, device);
+        p->peak_host_bytes = (uint64_t)plan_larger((double)p->peak_host_bytes, host);
     }
     p->peak_moment = moment_names[peak];
     for (int i = 0; i < count; i++)

@@ -49,5 +49,25 @@ compare 'fp8' "${demo[@]}" "${rows[@]}" --scheme FP8
 compare 'gguf' "${demo[@]}" "${rows[@]}" --scheme Q4_K_M
 compare 'gguf, no data' "${demo[@]}" --scheme Q4_K_M
 compare 'wide model' "${wide[@]}"
+
+# One block of a 70B model, narrower: memory within 10 %; time by rates of the same shape, the median of three of either.
+block() { # scale, rows, tokens
+    local shape=(--config tests/data/configs/llama-2-70b/config.json --scale "$1" --samples "$2" --seqlen "$3" --device cpu)
+    "$bin/qalib" bench --rates "$tmp/rates.json" "${shape[@]}" --quiet >/dev/null
+    for i in 1 2 3; do "$bin/qalib" bench block "${shape[@]}" --rates "$tmp/rates.json" --quiet --json >"$tmp/block$i.json"; done
+    python3 - "70B / $1, $2 x $3" "$tmp" <<'PY' || bad=1
+import json, statistics, sys
+name, tmp = sys.argv[1:]
+runs = [json.load(open(f"{tmp}/block{i}.json")) for i in (1, 2, 3)]
+forecast, spent = runs[0]["forecast"], statistics.median(r["seconds"] for r in runs)
+peak = statistics.median(r["peak_host_bytes"] for r in runs)
+ratio = forecast["peak_host_bytes"] / peak
+print(f"{name:22} {forecast['peak_host_bytes'] / 1e6:9.1f} {peak / 1e6:9.1f} {ratio:6.2f}   "
+      f"{forecast['seconds']:8.1f} {spent:8.1f} {forecast['seconds'] / spent:6.2f}   {forecast['rates_source']}")
+sys.exit(not 0.9 <= ratio <= 1.1)
+PY
+}
+block 16 2 128
+block 8 8 256
 [[ $bad -eq 0 ]] || echo "beyond 15 %, or another size of the output" >&2
 exit $bad

@@ -23,6 +23,7 @@ static ql_status forecast(ql_ctx *ctx, const model_config *config, const whole_s
                                   .mode = STATISTICS_PROPAGATED,
                                   .shard_size = 5000000000u,
                                   .gpu = strncmp(ql_ctx_device(ctx), "cuda", 4) == 0,
+                                  .threads = ql_ctx_threads(ctx),
                                   .one_block = one_block,
                                   .rates = rates};
     return plan_make(&request, arena, out);

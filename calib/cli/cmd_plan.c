@@ -149,6 +149,7 @@ static ql_status choose_device(inputs *in) {
         in->request.gpu = strncmp(ql_ctx_device(ctx), "cuda", 4) == 0;
         ql_ctx_close(ctx);
     }
+    in->request.threads = threads;
     if (in->request.gpu) plan_gpu_rates(in->gpu ? in->gpu : plan_find_gpu("h100"), &in->rates);
     else plan_cpu_rates((int)threads, &in->rates);
     return rates ? plan_load_rates(rates, &in->rates) : QL_OK;

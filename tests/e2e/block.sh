@@ -10,9 +10,9 @@ holds "$tmp/b.json" '{p["name"] for p in j["phases"]} >= {"read", "forward", "st
 holds "$tmp/b.json" 'abs(sum(p["seconds"] for p in j["phases"]) / j["seconds"] - 1) < 1e-9 and j["percent_of_roof"] > 0'
 # The Hessians of the four inputs, upper triangles, and what they are apart from the original model: 256 tokens of k^2 + 2 n k each.
 holds "$tmp/b.json" 'abs(next(p["flops"] for p in j["phases"] if p["name"] == "statistics") / (256 * (3 * 512**2 + 1792**2 + 4 * 512**2 + 2 * 512**2 + 2 * 512 * 1792)) - 1) < 1e-6'
-# Weights of a block in FP32 are there from the first to the last phase; the forecast of memory holds.
+# Weights of a block in FP32 are there from the first to the last phase; how close the forecast comes is for perf/check_plan.sh.
 holds "$tmp/b.json" 'all(p["peak_bytes"] > 4 * (2 * 512 * 512 + 2 * 128 * 512 + 3 * 512 * 1792) for p in j["phases"] if p["name"] != "write")'
-holds "$tmp/b.json" '0.8 < j["forecast"]["peak_host_bytes"] / j["peak_host_bytes"] < 1.2'
+holds "$tmp/b.json" '0.7 < j["forecast"]["peak_host_bytes"] / j["peak_host_bytes"] < 1.3'
 holds "$tmp/b.json" 'j["projection"]["blocks"] == 80 and j["projection"]["seconds"] > j["seconds"] and j["projection"]["rates_source"] == "measured"'
 
 "$qalib" bench --rates "$tmp/rates.json" --config llama-3-8b/config.json --scale 32 --samples 2 --seqlen 64 --device cpu -q >/dev/null
