@@ -413,20 +413,15 @@ static void signals_have_their_exit_codes(void **state) {
     assert_string_equal(o.err, "");
 }
 
-/* A job can ask the daemon for all that quantize knows, and say it to submit as to quantize. */
+/* A job can ask the daemon for all that quantize knows; the client takes recipes as quantize does. */
 static void the_daemon_knows_every_option_of_quantize(void **state) {
     const cli_option *const tables[] = {cmd_quantize.options, cli_recipe_options};
     (void)state;
     assert_ptr_equal(cmd_submit.shared, cli_recipe_options);
     for (int t = 0; t < 2; t++)
-        for (const cli_option *o = tables[t]; o->name; o++) {
-            bool submitted = t == 1;
-            for (const cli_option *s = cmd_submit.options; s->name; s++)
-                submitted = submitted || (strcmp(s->name, o->name) == 0 && s->letter == o->letter);
-            if (strcmp(o->name, "resume") == 0) continue; /* always */
-            if (!spec_has_option(o->name)) fail_msg("calib/daemon/spec.c has no field for --%s", o->name);
-            if (!submitted) fail_msg("qalib submit does not take --%s", o->name);
-        }
+        for (const cli_option *o = tables[t]; o->name; o++)
+            if (strcmp(o->name, "resume") != 0 && !spec_has_option(o->name)) /* it always resumes */
+                fail_msg("calib/daemon/spec.c has no field for --%s", o->name);
 }
 
 int main(void) {
