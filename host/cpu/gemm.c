@@ -3,6 +3,7 @@
  * shapes that BLAS sees nor the order of its sums depend on the number of threads.
  */
 #include "host/cpu/blas.h"
+#include "host/cpu/gemm.h"
 #include "host/mat.h"
 #include "host/ops.h"
 
@@ -38,8 +39,8 @@ static void tile_product(ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
     sgemm_("T", "N", &n, &m, &k, &one, w.data, &ldw, x.data, &ldx, &beta, y.data, &ldy);
 }
 
-ql_status ql_cpu_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
-    const tile_shape tile = choose_tile(y.rows, y.cols);
+ql_status ql_cpu_gemm_panel(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y, int64_t n) {
+    const tile_shape tile = choose_tile(y.rows, n);
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)
     for (int64_t c = 0; c < y.cols; c += tile.cols)
         for (int64_t r = 0; r < y.rows; r += tile.rows) {
@@ -48,4 +49,8 @@ ql_status ql_cpu_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
             tile_product(ql_rows(x, r, rows), ql_rows(w, c, cols), tile_bias, ql_cols(ql_rows(y, r, rows), c, cols));
         }
     return QL_OK;
+}
+
+ql_status ql_cpu_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
+    return ql_cpu_gemm_panel(ctx, x, w, bias, y, y.cols);
 }

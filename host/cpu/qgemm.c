@@ -1,9 +1,10 @@
 /* y = x w^T + bias with a quantized weight.
- * A panel of rows of w is expanded to F32 by all threads together, then multiplied by ql_cpu_gemm.  A panel is a whole number of
+ * A panel of rows of w is expanded to F32 by all threads together, then multiplied by ql_cpu_gemm_panel.  A panel is a whole number of
  * gemm tiles, so the result has the bits of dequantize followed by gemm.
  */
 #include <omp.h>
 
+#include "host/cpu/gemm.h"
 #include "host/cpu/groups.h"
 #include "host/cpu/stream.h"
 #include "host/num.h"
@@ -44,7 +45,8 @@ ql_status ql_cpu_qgemm(ql_ctx *ctx, ql_mat x, const ql_qweight *w, ql_mat bias, 
             expand_row(w, first + r, codes, panel + r * w->k);
         }
         ql_mat panel_bias = ql_is_present(bias) ? ql_cols(bias, first, count) : bias;
-        status = ql_cpu_gemm(ctx, x, ql_mat_of(panel, QL_F32, count, w->k), panel_bias, ql_cols(y, first, count));
+        status = ql_cpu_gemm_panel(ctx, x, ql_mat_of(panel, QL_F32, count, w->k), panel_bias, ql_cols(y, first, count),
+                                   w->n);
     }
     ql_mfree(panel);
     return status;
