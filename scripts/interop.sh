@@ -19,9 +19,10 @@ python=${QALIB_PYTHON:-}
 if [ -z "$python" ]; then
     [ -x "$out/venv/bin/python" ] || python3 -m venv "$out/venv"
     python=$out/venv/bin/python
-    export CMAKE_BUILD_PARALLEL_LEVEL=2 CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF" # for llama.cpp
+    export CMAKE_BUILD_PARALLEL_LEVEL=2 # for llama.cpp, as for the next line
+    export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF"
     for package in "numpy safetensors h5py gguf" "torch transformers accelerate sentencepiece" compressed-tensors bitsandbytes \
-        "gptqmodel --no-build-isolation" "llama-cpp-python --no-binary llama-cpp-python"; do
+        gptqmodel "llama-cpp-python --no-binary llama-cpp-python"; do
         # shellcheck disable=SC2086 # several words
         nice -n 15 "$python" -m pip install -q $package >"$out/pip.log" 2>&1 || echo "not installed: $package (${out}/pip.log)" >&2
     done
@@ -59,5 +60,5 @@ make nf4 bitsandbytes --type nf4
 rm -rf "$out/gguf" "$out"/gguf.work* "$out/stats"
 "$qalib" quantize --quiet -m "$model" -o "$out/gguf" --scheme F16,Q8_0,Q4_0,Q5_1,IQ4_NL,Q2_K,Q3_K_M,Q4_K_M,Q5_K_M "${calib[@]}" >"$out/quantize.log"
 "$qalib" calibrate --quiet -m "$model" -w "$out/stats" "${calib[@]}" >"$out/calibrate.log"
-export QALIB=$qalib QALIB_BUILD=${QALIB_BUILD:-build} OMP_WAIT_POLICY=passive
-PYTHONPATH=scripts "$python" scripts/interop.py "$out" "${names[@]}"
+export TORCHDYNAMO_DISABLE=1 QALIB=$qalib QALIB_BUILD=${QALIB_BUILD:-build} OMP_WAIT_POLICY=passive
+"$python" scripts/interop "$out" "${names[@]}" 2>"$out/readers.log" | tee "$out/table.md"

@@ -66,6 +66,7 @@ step "address and undefined-behaviour sanitizers" address_sanitizer
 [ "$QALIB_TIER" != full ] || step "thread sanitizer" thread_sanitizer
 step "clang, fuzzing" scripts/fuzz.sh
 step "the installed library" tests/consumer/run.sh
+[ "$QALIB_TIER" != full ] || step "other people's readers" scripts/interop.sh
 step "CUDA files: sm_80, sm_90a, no spills" scripts/check_cuda.sh
 step "kernels: the instructions they are made of" scripts/sass.sh
 

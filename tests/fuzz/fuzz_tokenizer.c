@@ -1,5 +1,6 @@
 /* Any bytes as tokenizer.json where they begin with a brace, else as tokenizer.model, beside a checkpoint without weights.  What is
- * accepted becomes keys that a reader of GGUF takes: a token of a known kind with a finite score for every row of the embedding. */
+ * accepted becomes keys that a reader of GGUF takes: for every row of the embedding a token of UTF-8, of a known kind, with a finite score. */
+#include <jansson.h>
 #include <math.h>
 #include <string.h>
 
@@ -34,7 +35,14 @@ static checkpoint *make_checkpoint(void) {
     return ck;
 }
 
-/* As formats.md has a file without tensors, put together here: the writer of files is not what is asked. */
+/* jansson's opinion, not that of the code that is tested. */
+static void require_text(const uint8_t *text, uint64_t size) {
+    json_t *string = json_stringn((const char *)text, size);
+    require(string != NULL);
+    json_decref(string);
+}
+
+/* A GGUF file without tensors, put together here: the writer of files is not what is asked. */
 static void check(const gguf_meta *meta, ql_arena *arena) {
     static const uint8_t head[16] = {'G', 'G', 'U', 'F', 3};
     uint8_t *bytes;
@@ -49,12 +57,17 @@ static void check(const gguf_meta *meta, ql_arena *arena) {
                    *scores = gguf_key_of(&file, "tokenizer.ggml.scores");
     require(tokens && kinds && tokens->count == VOCAB && kinds->count == VOCAB);
     require(!scores || scores->count == VOCAB);
+    const uint8_t *token = tokens->value;
     for (int i = 0; i < VOCAB; i++) {
+        uint64_t length;
         int32_t kind;
         float score = 0;
         memcpy(&kind, kinds->value + 4 * i, 4);
         if (scores) memcpy(&score, scores->value + 4 * i, 4);
         require(kind >= 1 && kind <= 6 && isfinite(score));
+        memcpy(&length, token, 8);
+        require_text(token + 8, length);
+        token += 8 + length;
     }
     gguf_close(&file);
 }

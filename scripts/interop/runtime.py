@@ -1,4 +1,4 @@
-"""Other people's runtimes on the same tokens: perplexity and logits, for scripts/interop.py.
+"""Other people's runtimes on the same tokens: perplexity and logits, for scripts/interop.sh.
 
 Ours: the perplexity of `qalib eval`, and as logits those of transformers in float32 with the very weights that qalib decodes (build/dump_weights,
 rows of which other readers confirm bit for bit).
@@ -21,9 +21,9 @@ def rows():
         return [ids[:n].tolist() for ids, n in zip(file["input_ids"][:], file["length"][:])]
 
 
-def ours(path):
+def ours(path, options):
     """qalib's own perplexity of a model or a GGUF file."""
-    command = [os.environ.get("QALIB", "build/qalib"), "eval", "-m", str(path), "--tokens", str(TOKENS), "--json"]
+    command = [os.environ.get("QALIB", "build/qalib"), "eval", "-m", str(path), "--tokens", str(TOKENS), "--json", *options]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["perplexity"]
 
 
@@ -63,8 +63,8 @@ def nll(logits, ids):
     return float((np.log(np.exp(x).sum(axis=1)) - picked).sum()), len(ids) - 1
 
 
-def compare(runtime, reference, path, most_perplexity, most_logits):
-    """runtime, reference: ids -> logits [n][vocab].  The verdict says both distances; limits are those of the runtime's arithmetic."""
+def compare(runtime, reference, path, most_perplexity, most_logits, *options):
+    """runtime, reference: ids -> logits [n][vocab]; options: of `eval`.  The limits are those of the runtime's arithmetic."""
     import numpy as np
 
     sums = [0.0, 0]
@@ -78,7 +78,7 @@ def compare(runtime, reference, path, most_perplexity, most_logits):
         theirs = theirs - theirs.mean(axis=1, keepdims=True)
         error += float(np.square(theirs - truth, dtype=np.float64).sum())
         norm += float(np.square(truth, dtype=np.float64).sum())
-    perplexity, mine, distance = math.exp(sums[0] / sums[1]), ours(path), math.sqrt(error / norm)
+    perplexity, mine, distance = math.exp(sums[0] / sums[1]), ours(path, options), math.sqrt(error / norm)
     verdict = f"perplexity {perplexity:.3f}, `eval` {mine:.3f}; logits within {100 * distance:.2g} %"
     agrees = abs(perplexity / mine - 1) <= most_perplexity and distance <= most_logits
     return verdict if agrees else "DIFFERS: " + verdict

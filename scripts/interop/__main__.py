@@ -1,5 +1,6 @@
 """The comparison of scripts/interop.sh: DIR NAME...  Every name is a quantized directory, NAME.dense its weights in 16 bits; gguf/NAME are
 directories with a GGUF file, stats a statistics store of the demo model."""
+import contextlib
 import importlib
 import json
 import logging
@@ -8,7 +9,7 @@ import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import interop_runtime as runtime
+import runtime
 
 warnings.filterwarnings("ignore")
 logging.disable(logging.CRITICAL)
@@ -22,26 +23,14 @@ def find_version(package):
         return "-"
 
 
-def packed_formula(path):
-    """pack-quantized, straight from the documentation: (code - zero) * scale in float32, one Linear after the other."""
+def once_rounded(weights, exact):
+    """A reader that multiplies in float16 must come to the exact products rounded once; those then go on."""
     import torch
-    from safetensors.torch import load_file
 
-    tensors, weights = load_file(path / "model.safetensors"), {}
-    for name in [n for n in tensors if n.endswith(".weight_packed")]:
-        module = name[: -len("_packed")]
-        rows, columns = tensors[module + "_shape"].tolist()
-        bits = tensors[name].shape[1] * 32 // columns
-        shifts = torch.arange(32 // bits) * bits
-        unpack = lambda words: words.to(torch.int64).unsqueeze(-1) >> shifts & (1 << bits) - 1
-        codes = unpack(tensors[name]).reshape(rows, columns)
-        scale = tensors[module + "_scale"].to(torch.float32)
-        zero = torch.full(scale.shape, 1 << bits - 1)
-        if module + "_zero_point" in tensors:
-            zero = unpack(tensors[module + "_zero_point"]).transpose(1, 2).reshape(scale.shape)
-        spread = columns // scale.shape[1]
-        weights[module] = (codes - zero.repeat_interleave(spread, 1)) * scale.repeat_interleave(spread, 1)
-    return weights
+    for name, w in exact.items():
+        if not torch.equal(weights[name].to(torch.float32), w.to(torch.float16).to(torch.float32)):
+            raise AssertionError(f"{name} is not (code - zero) * scale in float16")
+    return {**weights, **exact}
 
 
 def compare(weights, reference):
@@ -72,16 +61,10 @@ def by_model(path, quantization=None, dtype="float32"):
 
 
 def compressed(path):
-    import torch
+    import formulas
     from transformers import CompressedTensorsConfig
 
-    weights = by_model(path, CompressedTensorsConfig(run_compressed=False))
-    # Packed weights are multiplied in the type of their scales, float16: that is compared here, what is exact goes on.
-    for name, exact in packed_formula(path).items():
-        if not torch.equal(weights[name].to(torch.float32), exact.to(torch.float16).to(torch.float32)):
-            raise AssertionError(f"{name} is not (code - zero) * scale in float16")
-        weights[name] = exact
-    return weights
+    return once_rounded(by_model(path, CompressedTensorsConfig(run_compressed=False)), formulas.compressed(path))
 
 
 def fine_grained(path):
@@ -106,16 +89,19 @@ def four_bits(path):
 
 
 def gptq_model(path):
-    """GPTQModel's own unpacking on the CPU: what its torch kernel multiplies with."""
+    """What GPTQModel's torch kernels for the CPU multiply with: the product of the identity."""
+    import formulas
     import torch
-    from gptqmodel import BACKEND, GPTQModel
 
-    model = GPTQModel.load(str(path), device="cpu", backend=BACKEND.TORCH).model
-    return {
-        name + ".weight": module.dequantize_weight().T.to(torch.float32)
-        for name, module in model.named_modules()
-        if hasattr(module, "dequantize_weight")
-    }
+    method = json.loads((path / "config.json").read_text())["quantization_config"]["quant_method"]
+    model = runtime_of(method, path, torch.float16)
+    with torch.inference_mode():
+        weights = {
+            name + ".weight": module(torch.eye(module.in_features, dtype=torch.float16)).T.to(torch.float32)
+            for name, module in model.named_modules()
+            if hasattr(module, "qweight")
+        }
+    return once_rounded(weights, getattr(formulas, method)(path))
 
 
 READERS = {
@@ -208,17 +194,17 @@ def gguf_rows(root):
 # ---- runtimes of quantized directories ------------------------------------------------------------------------------------------
 
 
-def runtime_of(method, path):
-    """How transformers runs a directory on a CPU; the layers and formats of others come from gptqmodel."""
+def runtime_of(method, path, dtype=None):
+    """How transformers runs a directory on a CPU; the layers of GPTQ and AWQ come from gptqmodel."""
     import torch
     from transformers import CompressedTensorsConfig, FineGrainedFP8Config
 
     if method in ("gptq", "awq"):
         from gptqmodel import BACKEND, GPTQModel
 
-        return GPTQModel.load(str(path), device="cpu", backend=BACKEND.TORCH).model
+        return GPTQModel.load(str(path), device="cpu", backend=BACKEND.TORCH, dtype=dtype or torch.bfloat16).model
     if method == "fp8":
-        return runtime.load(path, quantization_config=FineGrainedFP8Config(weight_block_size=(128, 128), dequantize=True))
+        return runtime.load(path, quantization_config=FineGrainedFP8Config(weight_block_size=(128, 128), dequantize=True)).float()
     if method == "compressed-tensors":
         return runtime.load(path, quantization_config=CompressedTensorsConfig(run_compressed=False))
     return runtime.load(path, dtype=torch.float32)
@@ -226,12 +212,9 @@ def runtime_of(method, path):
 
 def run_directory(method, path, dense):
     theirs, reference = runtime_of(method, path), runtime.load(dense)
-    # Inputs in 8 bits move logits of this model by some percent, and the reference leaves them in 32.
-    inputs = json.loads((path / "config.json").read_text())["quantization_config"]
-    rounded = method == "fp8" or any(g.get("input_activations") for g in inputs.get("config_groups", {}).values())
-    limit = 0.1 if rounded else 0.01
+    # In bfloat16, where the runtime has it, a logit is good to 2^-8; inputs stay as they are, so `eval` must not round them either.
     return runtime.compare(
-        lambda ids: runtime.by_transformers(theirs, ids), lambda ids: runtime.by_transformers(reference, ids), path, limit / 10, limit
+        lambda ids: runtime.by_transformers(theirs, ids), lambda ids: runtime.by_transformers(reference, ids), path, 0.001, 0.01, "--weights-only"
     )
 
 
@@ -265,9 +248,10 @@ def store(path):
 
 
 def print_row(name, package, make):
-    """One row; whatever a reader throws is a verdict."""
+    """One row; whatever a reader throws is a verdict, what it prints is not."""
     try:
-        verdict = make()
+        with contextlib.redirect_stdout(sys.stderr):
+            verdict = make()
     except (ImportError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError) as error:
         verdict = f"not loaded: {type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
     except AssertionError as error:
