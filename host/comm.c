@@ -11,9 +11,9 @@
 #include "host/file.h"
 #include "host/log.h"
 
-/* SPINS: polls before a rank begins to sleep between them, some microseconds of work in all.  NAP_US: what the longest sleep adds to
- * a step; several ranks on one core must leave it to the one that computes. */
-enum { RECORDS = 1024, SPINS = 200, NAP_US = 200, SMALL = 1 << 16 };
+/* SPINS: polls before a rank begins to sleep between them, some microseconds of work in all.  NAP_US: what a sleep adds to a step;
+ * several ranks on one core must leave it to the one that computes.  LONG: after a second nobody counts milliseconds. */
+enum { RECORDS = 1024, SPINS = 200, LONG = 5000, NAP_US = 200, LONG_NAP_US = 1000, SMALL = 1 << 16 };
 
 /* One exchange in the flight record. */
 typedef struct record {
@@ -26,7 +26,7 @@ typedef struct record {
 struct ql_comm {
     const ql_transport *transport;
     void *state;
-    int rank, size, on_node;
+    int rank, size, node_rank, on_node;
     double seconds, started;
     uint32_t number;
     ql_status (*check)(void);
@@ -42,15 +42,16 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int size, int on_node, double seconds,
-                       ql_comm **out) {
+ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int size, const int node[2],
+                       double seconds, ql_comm **out) {
     ql_comm *c = ql_malloc(sizeof *c);
     if (!c) return ql_fail(QL_NOMEM, "no memory for the ranks");
     *c = (ql_comm){.transport = transport,
                    .state = state,
                    .rank = rank,
                    .size = size,
-                   .on_node = on_node,
+                   .node_rank = node[0],
+                   .on_node = node[1],
                    .seconds = seconds,
                    .started = now()};
     *out = c;
@@ -60,6 +61,7 @@ ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int
 int ql_comm_rank(const ql_comm *comm) { return comm ? comm->rank : 0; }
 int ql_comm_size(const ql_comm *comm) { return comm ? comm->size : 1; }
 int ql_comm_size_of_node(const ql_comm *comm) { return comm ? comm->on_node : 1; }
+int ql_comm_rank_of_node(const ql_comm *comm) { return comm ? comm->node_rank : 0; }
 const char *ql_comm_name(const ql_comm *comm) { return comm ? comm->transport->name : "self"; }
 bool ql_comm_failed_elsewhere(const ql_comm *comm) { return comm && comm->elsewhere; }
 
@@ -150,7 +152,7 @@ static ql_status heard(ql_comm *c, const ql_note *note) {
 
 static void nap(int polls) {
     if (polls < SPINS) sched_yield();
-    else usleep(polls < 4 * SPINS ? 20 : NAP_US);
+    else usleep(polls < 4 * SPINS ? 20 : polls < LONG ? NAP_US : LONG_NAP_US);
 }
 
 static ql_status missed(ql_comm *c, const char *what, int rank, double seconds) {

@@ -30,6 +30,7 @@ ql_status ql_comm_close(ql_comm *comm);
 int ql_comm_rank(const ql_comm *comm);
 int ql_comm_size(const ql_comm *comm);
 int ql_comm_size_of_node(const ql_comm *comm); /* ranks on this machine */
+int ql_comm_rank_of_node(const ql_comm *comm); /* among them */
 const char *ql_comm_name(const ql_comm *comm); /* of the transport */
 
 typedef struct ql_message {

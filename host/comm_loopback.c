@@ -131,7 +131,7 @@ ql_status ql_comm_open_loopback(int size, double seconds, ql_comm *comms[]) {
         state *s = ql_malloc(sizeof *s);
         if (!s) return ql_fail(QL_NOMEM, "no memory for rank %d", r);
         *s = (state){h, r};
-        QL_TRY(ql_comm_make(&loopback, s, r, size, size, seconds, &comms[r]));
+        QL_TRY(ql_comm_make(&loopback, s, r, size, (int[]){r, size}, seconds, &comms[r]));
     }
     return QL_OK;
 }

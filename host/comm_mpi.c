@@ -141,8 +141,8 @@ static void mpi_close(void *of, bool failed, int exit_code) {
 static const ql_transport mpi = {"MPI", mpi_start, mpi_poll, mpi_stop, mpi_tell, mpi_hear, mpi_close};
 
 ql_status ql_comm_open_mpi(double seconds, ql_comm **comm) {
-    int provided, rank, size, on_node;
-    MPI_Comm node;
+    int provided, rank, size, node[2];
+    MPI_Comm here;
     state *s = ql_malloc(sizeof *s);
     if (!s) return ql_fail(QL_NOMEM, "no memory for MPI");
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
@@ -152,9 +152,10 @@ ql_status ql_comm_open_mpi(double seconds, ql_comm **comm) {
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &node);
-    MPI_Comm_size(node, &on_node);
-    MPI_Comm_free(&node);
+    MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &here);
+    MPI_Comm_rank(here, &node[0]);
+    MPI_Comm_size(here, &node[1]);
+    MPI_Comm_free(&here);
     *s = (state){.rank = rank, .size = size, .world = MPI_COMM_WORLD};
     if (size > QL_RANKS_MAX) {
         ql_fail(QL_USAGE, "%d ranks: at most %d can share the rows", size, QL_RANKS_MAX);
@@ -162,7 +163,7 @@ ql_status ql_comm_open_mpi(double seconds, ql_comm **comm) {
         ql_mfree(s);
         return QL_USAGE;
     }
-    ql_status status = ql_comm_make(&mpi, s, rank, size, on_node, seconds, comm);
+    ql_status status = ql_comm_make(&mpi, s, rank, size, node, seconds, comm);
     if (status != QL_OK) MPI_Abort(MPI_COMM_WORLD, ql_status_exit_code(status));
     return status;
 }

@@ -24,8 +24,9 @@ typedef struct ql_transport {
 } ql_transport;
 
 /* A rank of `size` on a started transport. */
-ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int size, int on_node, double seconds,
-                       ql_comm **comm);
+/* node: {rank, size} among those on this machine. */
+ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int size, const int node[2],
+                       double seconds, ql_comm **comm);
 
 /* host/comm_mpi.c: NULL where the build has no MPI. */
 ql_status ql_comm_open_mpi(double seconds, ql_comm **comm);

@@ -90,8 +90,9 @@ extern const cli_option cli_common_options[]; /* every command takes them; ends 
 void cli_print_help(FILE *out, const cli_command *command, int width);
 void cli_print_overview(FILE *out, const cli_command *const commands[], int width);
 
-int cli_threads_of_rank(void); /* 0: as many as there are processors */
-bool cli_is_spokesman(void);   /* of all ranks: messages are its business */
+const char *cli_device_of_rank(const char *device, char own[32]); /* of several on a machine each takes its GPU */
+int cli_threads_of_rank(void);                                    /* 0: as many as there are processors */
+bool cli_is_spokesman(void);                                      /* of all ranks: messages are its business */
 void cli_tell_ranks(ql_status status);
 ql_status cli_close_ranks(void); /* after everything was said: may end the process */
 

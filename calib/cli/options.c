@@ -273,9 +273,10 @@ ql_status cli_bytes(const cli *args, const char *option, uint64_t *value) {
 
 ql_status cli_open_ctx(const cli *args, ql_ctx **ctx) {
     const char *device = cli_value(args, "device");
+    char own[32];
     int64_t threads = cli_threads_of_rank();
     QL_TRY(cli_int(args, "threads", 0, 4096, &threads));
-    return ql_ctx_open(device ? device : "auto", (int)threads, ctx);
+    return ql_ctx_open(cli_device_of_rank(device ? device : "auto", own), (int)threads, ctx);
 }
 
 progress_style cli_progress(const cli *args) {

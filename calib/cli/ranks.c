@@ -1,5 +1,7 @@
 /* The ranks of a command, from its start to its exit code. */
 #include <sched.h>
+#include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "calib/cli/cli.h"
@@ -25,6 +27,17 @@ int cli_threads_of_rank(void) {
     if (others == 1 || sched_getaffinity(0, sizeof mine, &mine) != 0) return 0;
     if (CPU_COUNT(&mine) < online) return CPU_COUNT(&mine); /* the launcher has shared them out */
     return online > others ? online / others : 1;
+}
+
+/* auto is the processor where there is no GPU of that number: asked once more, it says so. */
+const char *cli_device_of_rank(const char *device, char own[32]) {
+    ql_ctx *probe;
+    bool any = strcmp(device, "auto") == 0;
+    if (ql_comm_size_of_node(ranks) == 1 || (!any && strcmp(device, "cuda") != 0)) return device;
+    snprintf(own, 32, "cuda:%d", ql_comm_rank_of_node(ranks));
+    if (any && ql_ctx_open(own, 1, &probe) != QL_OK) return "cpu";
+    if (any) ql_ctx_close(probe);
+    return own;
 }
 
 bool cli_is_spokesman(void) { return ql_comm_rank(ranks) == 0; }
