@@ -54,6 +54,7 @@ ql_status forward_open_inputs(forward *f, int64_t max_rows, size_t workspace, ql
     QL_TRY(ql_arena_mat(device, QL_F32, max_rows, widest, &f->rounded));
     QL_TRY(ql_arena_mat(device, QL_U8, max_rows, widest, &f->codes));
     QL_TRY(ql_arena_mat(device, QL_F32, max_rows, ql_groups(widest, FP8_BLOCK), &f->scale));
+    QL_TRY(ql_arena_mat(device, QL_I32, 1, max_rows, &f->zero));
     return ql_arena_take(device, workspace + 256, 1, &f->workspace);
 }
 
@@ -64,6 +65,7 @@ static ql_status round_inputs(forward *f, const linear *lin, ql_mat x, ql_values
     v->codes = ql_mat_of(f->codes.data, v->codes.dtype, x.rows, x.cols);
     if (found && v->mode == QL_SCALE_ROW) v->scale = ql_mat_of(f->scale.data, QL_F32, 1, x.rows);
     else if (found) v->scale = ql_mat_of(f->scale.data, QL_F32, x.rows, ql_groups(x.cols, v->group));
+    if (v->codes.dtype == QL_U8) v->zero = ql_cols(f->zero, 0, x.rows);
     return found ? ql_quantize_dynamic(f->ctx, x, v) : ql_quantize_static(f->ctx, x, v);
 }
 
@@ -72,13 +74,22 @@ static ql_status rounded_forward(forward *f, const linear *lin, ql_mat x, ql_mat
     QL_TRY(round_inputs(f, lin, x, &v));
     if (lin->packed) {
         const ql_arguments arguments = {
-            .x = v.codes, .x_scale = v.scale, .weight = lin->packed, .bias = lin->bias, .y = y};
+            .x = v.codes, .x_scale = v.scale, .x_zero = v.zero, .weight = lin->packed, .bias = lin->bias, .y = y};
         return ql_execute(lin->plan, &arguments, f->workspace, ql_ctx_stream(f->ctx));
     }
     ql_mat values = ql_mat_of(f->rounded.data, QL_F32, x.rows, x.cols);
     QL_TRY(ql_dequantize_values(f->ctx, &v, values));
     return ql_is_present(lin->q.codes) ? ql_qgemm(f->ctx, values, &lin->q, lin->bias, y)
                                        : ql_gemm(f->ctx, values, lin->w, lin->bias, y);
+}
+
+/* Keys or values as they come back from a cache of E4M3. */
+static ql_status round_cached(forward *f, ql_mat scale, ql_mat x) {
+    if (!ql_is_present(scale) || !ql_is_present(f->rounded)) return QL_OK;
+    const ql_values v = {
+        .mode = QL_SCALE_TENSOR, .codes = ql_mat_of(f->codes.data, QL_F8_E4M3, x.rows, x.cols), .scale = scale};
+    QL_TRY(ql_quantize_static(f->ctx, x, &v));
+    return ql_dequantize_values(f->ctx, &v, x);
 }
 
 static ql_status packed_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
@@ -113,6 +124,8 @@ ql_status block_attention(forward *f, const block *b, int64_t layer, const batch
     if (ql_is_present(b->k_norm)) QL_TRY(ql_rmsnorm(f->ctx, k, b->k_norm, eps, k));
     QL_TRY(ql_rope(f->ctx, q, c->heads, rows->position, f->cos, f->sin));
     QL_TRY(ql_rope(f->ctx, k, c->kv_heads, rows->position, f->cos, f->sin));
+    QL_TRY(round_cached(f, b->kv_scale[0], k));
+    QL_TRY(round_cached(f, b->kv_scale[1], v));
     const ql_attention_shape shape = {
         .heads = c->heads,
         .kv_heads = c->kv_heads,

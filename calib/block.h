@@ -34,6 +34,7 @@ typedef struct forward {
     ql_mat norm, q, k, v, add;    /* [rows][hidden], [rows][heads * d], [rows][kv_heads * d] x 2, [rows][hidden] */
     ql_mat attn, gate, up;        /* [rows][heads * d], [rows][intermediate] x 2 */
     ql_mat rounded, codes, scale; /* [rows][widest] F32, one byte each, scales; absent: inputs are not rounded */
+    ql_mat zero;                  /* I32 [1][rows], beside U8 */
 
     ql_mat half;     /* for packed codes, set by who packs: inputs in 16 bits [rows][widest k] */
     void *workspace; /* of all plans */
@@ -42,7 +43,8 @@ typedef struct forward {
 ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len, int64_t max_rows, ql_arena *device,
                        forward *out);
 
-/* Memory to round the inputs of linears that say so, and the workspace of their products; without this call they stay as they are. */
+/* Memory to round the inputs of linears, and keys and values, where the model says so, and the workspace of the products; without this
+ * call they stay as they are. */
 ql_status forward_open_inputs(forward *f, int64_t max_rows, size_t workspace, ql_arena *device);
 
 /* All matrices have batch->rows rows.  x [rows][hidden] is the residual stream. */

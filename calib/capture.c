@@ -65,6 +65,19 @@ ql_status capture_download(ql_ctx *ctx, const capture *c, ql_arena *host, stats_
     return QL_OK;
 }
 
+ql_status capture_largest(ql_ctx *ctx, const capture *c, float *largest) {
+    ql_arena *host;
+    stats_site columns;
+    capture range = {.k = c->k, .count = c->count, .min = c->min, .max = c->max};
+    QL_TRY(ql_arena_open(NULL, &host));
+    ql_status status = capture_download(ctx, &range, host, &columns);
+    *largest = 0;
+    for (int64_t i = 0; status == QL_OK && i < columns.k; i++)
+        *largest = fmaxf(*largest, fmaxf(columns.max[i], -columns.min[i]));
+    ql_arena_close(host);
+    return status;
+}
+
 static ql_status upload_if_there(ql_arena *device, ql_dtype dtype, int64_t rows, int64_t cols, const void *values,
                                  ql_mat *out) {
     return values ? ql_arena_upload(device, dtype, rows, cols, values, out) : QL_OK;
@@ -77,5 +90,6 @@ ql_status capture_upload(const stats_site *site, ql_arena *device, capture *out)
     QL_TRY(upload_if_there(device, QL_F64, 1, k, site->sum_sq, &out->sum_sq));
     QL_TRY(upload_if_there(device, QL_F64, 1, k, site->sum_abs, &out->sum_abs));
     QL_TRY(upload_if_there(device, QL_F32, 1, k, site->min, &out->min));
-    return upload_if_there(device, QL_F32, 1, k, site->max, &out->max);
+    QL_TRY(upload_if_there(device, QL_F32, 1, k, site->max, &out->max));
+    return upload_if_there(device, QL_U64, 1, STATS_HIST_BINS, site->abs_hist, &out->hist);
 }

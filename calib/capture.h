@@ -28,7 +28,9 @@ typedef struct drift {
 
 /* Copies to the host; FP32 Hessians only. */
 ql_status capture_download(ql_ctx *ctx, const capture *c, ql_arena *host, stats_site *out);
-/* The reverse, for statistics that come from a store: Hessian and moments, as far as it has them. */
+/* The largest magnitude of all columns, from minima and maxima. */
+ql_status capture_largest(ql_ctx *ctx, const capture *c, float *largest);
+/* The reverse, for statistics that come from a store, as far as it has them. */
 ql_status capture_upload(const stats_site *site, ql_arena *device, capture *out);
 
 #endif

@@ -33,7 +33,7 @@ static ql_status run_blocks(ql_ctx *ctx, runner *r, const token_file *tokens, pr
                         r->device, &r->data));
     QL_TRY(forward_open(ctx, &r->model->config, tokens->seq_len, r->data.max_rows, r->device, &r->forward));
     QL_TRY(model_plan_inputs(r->model, r->data.max_rows));
-    if (model_rounds_inputs(r->model))
+    if (model_rounds_inputs(r->model) || model_rounds_cache(r->model))
         QL_TRY(forward_open_inputs(&r->forward, r->data.max_rows, r->model->byte_workspace, r->device));
     QL_TRY(dataset_embed(&r->data, r->model, r->weights));
     for (int64_t layer = 0; layer < r->model->config.layers; layer++) {

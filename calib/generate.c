@@ -157,9 +157,9 @@ static ql_status keep_linear(session *s, linear *lin, ql_plan **plan) {
 
 static ql_status load_block(session *s, int64_t layer) {
     block *b = &s->blocks[layer];
-    ql_mat *const vectors[] = {&b->norm_in, &b->norm_mlp, &b->q_norm, &b->k_norm};
+    ql_mat *const vectors[] = {&b->norm_in, &b->norm_mlp, &b->q_norm, &b->k_norm, &b->kv_scale[0], &b->kv_scale[1]};
     QL_TRY(model_load_block(s->m, layer, s->scratch, b));
-    for (int i = 0; i < 4; i++) QL_TRY(keep(s, vectors[i]));
+    for (int i = 0; i < 6; i++) QL_TRY(keep(s, vectors[i]));
     for (int id = 0; id < LINEARS; id++) QL_TRY(keep_linear(s, &b->lin[id], &s->plans[layer * LINEARS + id]));
     QL_TRY(ql_sync(s->ctx)); /* the copies read what is released now */
     ql_arena_release(s->scratch, (ql_mark){0});
@@ -208,7 +208,8 @@ static ql_status take_buffers(session *s, int64_t positions) {
     if (widest < c->hidden) widest = c->hidden;
     QL_TRY(ql_arena_mat(s->device, half_of(s->m), rows, ql_ceil_div(widest, 8) * 8, &s->forward.half)); /* 16 bytes */
     size_t workspace = s->workspace > s->m->byte_workspace ? s->workspace : s->m->byte_workspace;
-    if (model_rounds_inputs(s->m)) return forward_open_inputs(&s->forward, rows, workspace, s->device);
+    if (model_rounds_inputs(s->m) || model_rounds_cache(s->m))
+        return forward_open_inputs(&s->forward, rows, workspace, s->device);
     return ql_arena_take(s->device, workspace + 256, 1, &s->forward.workspace);
 }
 

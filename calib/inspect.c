@@ -196,10 +196,10 @@ static ql_status describe_quantization(const listing *l, const model_config *con
     QL_TRY(layout_read(l->ck, &scheme));
     double bits = quantized_bits(l->ck, config, &scheme, &modules);
     QL_TRY(put(document, "quantization",
-               json_pack("{s:s, s:i, s:i, s:I, s:b, s:b, s:I, s:f}", "method", layout_method(&scheme), "version",
+               json_pack("{s:s, s:i, s:i, s:I, s:b, s:b, s:s, s:I, s:f}", "method", layout_method(&scheme), "version",
                          scheme.version, "bits", scheme.bits, "group_size", (json_int_t)scheme.group, "symmetric",
-                         scheme.symmetric, "desc_act", scheme.desc_act, "modules", (json_int_t)modules,
-                         "bits_per_quantized_weight", bits)));
+                         scheme.symmetric, "desc_act", scheme.desc_act, "kv_cache", scheme.kv_cache ? "fp8" : "none",
+                         "modules", (json_int_t)modules, "bits_per_quantized_weight", bits)));
     return list_kept(l->ck, config, &scheme, json_object_get(document, "quantization"));
 }
 

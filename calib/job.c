@@ -59,8 +59,13 @@ static ql_status open_engine(ql_ctx *ctx, job *j) {
     QL_TRY(engine_open(ctx, &j->model, &r->recipe, r->mode, &j->engine));
     j->engine.comm = r->comm;
     j->engine.stats_dir = r->stats_dir;
-    for (int i = 0; i < j->count; i++) j->engine.kinds |= recipe_statistics(&j->parts[i].request->recipe);
-    bool with_rows = r->tokens_path && j->engine.kinds; /* rounding to nearest reads nothing of its rows */
+    for (int i = 0; i < j->count; i++) {
+        const recipe *wanted = &j->parts[i].request->recipe;
+        j->engine.kinds |= recipe_statistics(wanted);
+        j->engine.with_kv = j->engine.with_kv || wanted->kv_cache;
+    }
+    bool with_rows =
+        r->tokens_path && engine_needs_data(&j->engine); /* rounding to nearest reads nothing of its rows */
     return with_rows ? engine_open_rows(&j->engine, &j->tokens, &j->data, j->device) : QL_OK;
 }
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "host/mat.h"
+#include "host/values.h"
 
 const char *const statistics_names[] = {"none", "propagated", "fp"};
 
@@ -255,17 +256,6 @@ static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, 
     return linear_set_quantized(&result->module[id], e->weights, &b->lin[id]);
 }
 
-/* Modules that runtimes fuse share the scale of a tensor: the largest weight of all of them, before any is replaced. */
-static ql_status largest_of_site(const linear_job *job, const block *b, site_id site, float *largest) {
-    *largest = 0;
-    for (linear_id id = 0; id < LINEARS; id++) {
-        float own = 0;
-        if (linear_site[id] == site) QL_TRY(linear_largest(job, b->lin[id].w, &own));
-        if (own > *largest) *largest = own;
-    }
-    return QL_OK;
-}
-
 /* The linears behind one point, or behind all of them when they share no order. */
 static ql_status solve_site(engine *e, block *b, int64_t layer, site_id site, const module_rule *rules,
                             const capture *input, const drift *d, layer_result *result) {
@@ -282,7 +272,11 @@ static ql_status solve_site(engine *e, block *b, int64_t layer, site_id site, co
         .comm = e->comm,
         .owner = ranks_owner(e->comm, &e->model->config, site),
     };
-    if (e->recipe->base.group == GROUP_TENSOR) QL_TRY(largest_of_site(&job, b, site, &job.largest));
+    job.rule = e->recipe->base;
+    if (job.rule.group == GROUP_TENSOR) {
+        job.name = site_names[site];
+        QL_TRY(linear_tensor_range(&job, b, site, &job.largest));
+    }
     for (linear_id id = 0; id < LINEARS; id++) {
         job.rule = rules[id];
         if (linear_site[id] == site && !rules[id].skip) QL_TRY(solve_linear(e, b, layer, id, job, result));
@@ -378,10 +372,10 @@ static ql_status block_at_once(engine *e, block *b, int64_t layer, const module_
     return layer + 1 < e->model->config.layers ? forward_all(e, &e->data->rows, b, layer) : QL_OK;
 }
 
-static ql_status upload_stats(engine *e, int64_t layer, ql_arena *host, capture *captures) {
+static ql_status upload_stats(engine *e, ql_arena *host, layer_step *step) {
     stats_layer stats;
     char *path;
-    QL_TRY(stats_path(host, e->stats_dir, layer, &path));
+    QL_TRY(stats_path(host, e->stats_dir, step->layer, &path));
     QL_TRY(stats_read(path, &e->model->config, host, &stats));
     for (site_id site = 0; site < SITES; site++) {
         stats_site *s = &stats.site[site];
@@ -390,17 +384,23 @@ static ql_status upload_stats(engine *e, int64_t layer, ql_arena *host, capture 
         if ((e->kinds & STATS_MOMENTS) && !s->sum_sq)
             return ql_fail(QL_MISMATCH, "%s: holds no moments; collect them with calibrate --collect moments", path);
         if (!(e->kinds & STATS_HESSIAN)) s->hessian = NULL;
-        QL_TRY(capture_upload(s, e->scratch, &captures[site]));
+        QL_TRY(capture_upload(s, e->scratch, &step->captures[site]));
+    }
+    if (!e->with_kv) return QL_OK;
+    if (!stats.kv_width) return ql_fail(QL_MISMATCH, "%s: holds no ranges of keys and values", path);
+    for (int64_t head = 0; head < stats.kv_width; head++) {
+        step->kv_max[0] = fmaxf(step->kv_max[0], stats.k_abs_max[head]);
+        step->kv_max[1] = fmaxf(step->kv_max[1], stats.v_abs_max[head]);
     }
     return QL_OK;
 }
 
 /* The host's copy goes back before anything is solved. */
-static ql_status from_store(engine *e, int64_t layer, capture *captures) {
+static ql_status from_store(engine *e, layer_step *step) {
     ql_arena *host;
     phases_enter(&e->phases, PHASE_READ, 0);
     QL_TRY(ql_arena_open(NULL, &host));
-    ql_status status = upload_stats(e, layer, host, captures);
+    ql_status status = upload_stats(e, host, step);
     ql_arena_close(host);
     return status;
 }
@@ -411,13 +411,34 @@ static ql_status load_block(engine *e, int64_t layer, block *b) {
     return model_load_block(e->model, layer, e->weights, b);
 }
 
+/* Of K after RoPE and of V, where rows pass. */
+static ql_status open_kv(engine *e, capture kv[2]) {
+    int64_t width = e->model->config.kv_heads * e->model->config.head_dim;
+    for (int i = 0; i < 2; i++) QL_TRY(capture_open(e->ctx, width, STATS_MOMENTS, QL_F32, e->scratch, &kv[i]));
+    return QL_OK;
+}
+
 ql_status layer_begin(engine *e, int64_t layer, layer_step *step) {
     *step = (layer_step){.layer = layer, .mark = ql_arena_mark(e->scratch)};
     QL_TRY(load_block(e, layer, &step->block));
-    step->with_data = e->kinds && (e->stats_dir || (e->data && e->mode == STATISTICS_FP));
+    step->with_data = engine_needs_data(e) && (e->stats_dir || (e->data && e->mode == STATISTICS_FP));
     if (!step->with_data) return QL_OK;
-    if (e->stats_dir) return from_store(e, layer, step->captures);
-    return collect_block(e, &step->block, layer, e->kinds, step->captures, NULL);
+    if (e->stats_dir) return from_store(e, step);
+    capture kv[2];
+    if (e->with_kv) QL_TRY(open_kv(e, kv));
+    QL_TRY(collect_block(e, &step->block, layer, e->kinds, step->captures, e->with_kv ? kv : NULL));
+    for (int i = 0; e->with_kv && i < 2; i++) QL_TRY(capture_largest(e->ctx, &kv[i], &step->kv_max[i]));
+    return QL_OK;
+}
+
+/* What a runtime divides keys and values by before it keeps them in E4M3. */
+static ql_status scale_cache(engine *e, const layer_step *step, layer_result *result) {
+    static const folded_id ids[2] = {FOLDED_K_SCALE, FOLDED_V_SCALE};
+    for (int i = 0; i < 2; i++) {
+        QL_TRY(ql_take(e->host, 1, sizeof(float), &result->folded[ids[i]]));
+        *result->folded[ids[i]] = fmaxf(step->kv_max[i] / ql_code_limit(QL_F8_E4M3), FLT_MIN);
+    }
+    return QL_OK;
 }
 
 /* The step stays as it is: what one recipe does to the block, the next must not see. */
@@ -425,7 +446,8 @@ static ql_status solve_copy(engine *e, const layer_step *step, const module_rule
     block copy = step->block;
     capture captures[SITES];
     memcpy(captures, step->captures, sizeof captures);
-    return smooth_and_solve(e, &copy, step->layer, rules, step->with_data ? captures : NULL, result);
+    QL_TRY(smooth_and_solve(e, &copy, step->layer, rules, step->with_data ? captures : NULL, result));
+    return e->recipe->kv_cache ? scale_cache(e, step, result) : QL_OK;
 }
 
 ql_status layer_solve(engine *e, layer_step *step, const module_rule *rules, layer_result *result) {
@@ -459,8 +481,7 @@ ql_status layer_replay(engine *e, const layer_result *result) {
 
 ql_status layer_collect(engine *e, int64_t layer, int kinds, capture *captures, capture kv[2]) {
     block b;
-    int64_t kv_width = e->model->config.kv_heads * e->model->config.head_dim;
     QL_TRY(load_block(e, layer, &b));
-    for (int i = 0; kv && i < 2; i++) QL_TRY(capture_open(e->ctx, kv_width, STATS_MOMENTS, QL_F32, e->scratch, &kv[i]));
+    if (kv) QL_TRY(open_kv(e, kv));
     return collect_block(e, &b, layer, kinds, captures, kv);
 }

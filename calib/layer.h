@@ -27,6 +27,7 @@ typedef struct engine {
     dataset *data;             /* NULL: no rows (nearest rounding, or statistics from a store) */
     const char *stats_dir;     /* NULL: no store */
     int kinds;                 /* full-precision statistics: which of them are read, STATS_* */
+    bool with_kv;              /* and the ranges of keys and values, for their cache */
     const imatrix *importance; /* of a file; NULL: follows from statistics, if there are any */
     forward forward;
     ql_arena *weights, *scratch; /* device: the block; everything else that lives as long as one block */
@@ -34,6 +35,9 @@ typedef struct engine {
     phases phases;
     progress *progress; /* NULL: nobody looks */
 } engine;
+
+/* Does anything in the result depend on statistics? */
+static inline bool engine_needs_data(const engine *e) { return e->kinds || e->with_kv; }
 
 /* phases and arenas; rows are optional and their buffers come from `device`.  engine_close for whatever was opened. */
 ql_status engine_open(ql_ctx *ctx, const model *m, const recipe *r, statistics_mode mode, engine *e);
@@ -46,7 +50,7 @@ typedef struct layer_result {
     bool quantized[LINEARS];
     qmodule module[LINEARS];
     linear_record record[LINEARS];
-    float *folded[FOLDED]; /* 16-bit tensors that smoothing changed; NULL: as in the source */
+    float *folded[FOLDED]; /* tensors that smoothing changed or calibration added; NULL: as in the source */
 } layer_result;
 
 /* One block between reading and the next: its weights, and full-precision statistics where the mode has them. */
@@ -54,7 +58,8 @@ typedef struct layer_step {
     int64_t layer;
     block block;
     capture captures[SITES];
-    bool with_data; /* captures are filled */
+    bool with_data;  /* captures are filled */
+    float kv_max[2]; /* largest magnitude of K after RoPE and of V, if the engine asked */
     ql_mark mark;
 } layer_step;
 
@@ -75,8 +80,8 @@ ql_status layer_collect(engine *e, int64_t layer, int kinds, capture *captures, 
  * tensors that smoothing changed under their own names. */
 ql_status layer_save(const char *path, const layer_result *result, const model_config *config, ql_arena *host);
 /* Most bytes of that file, from shapes alone.  dynamic: groups follow the act-order where a row has several. */
-ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, bool dynamic,
-                          bool smoothed, bool with_input_scale, ql_arena *host, uint64_t *size);
+ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, const recipe *r,
+                          bool dynamic, ql_arena *host, uint64_t *size);
 ql_status layer_load(const char *path, const engine *e, int64_t layer, const module_rule *rules, ql_arena *host,
                      layer_result *result);
 

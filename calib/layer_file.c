@@ -48,9 +48,10 @@ static bool has_part(code_type type, int part) {
     }
 }
 
-/* A tensor that smoothing changed; all are vectors. */
+/* A tensor that smoothing changed or calibration added; all are vectors. */
 static int64_t folded_size(const model_config *config, folded_id id) {
     int64_t n, k;
+    if (folded_is_added(id)) return 1;
     if (id == FOLDED_NORM_IN || id == FOLDED_NORM_MLP) return config->hidden;
     linear_shape(config, id == FOLDED_V_BIAS ? LIN_V : LIN_UP, &n, &k);
     return n;
@@ -100,11 +101,13 @@ ql_status layer_save(const char *path, const layer_result *result, const model_c
     return status;
 }
 
-ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, bool dynamic,
-                          bool smoothed, bool with_input_scale, ql_arena *host, uint64_t *size) {
+ql_status layer_file_size(const model_config *config, int64_t layer, const module_rule *rules, const recipe *r,
+                          bool dynamic, ql_arena *host, uint64_t *size) {
+    bool smoothed = r->smoothing != SMOOTHING_NONE;
     st_tensor tensors[MAX_TENSORS];
     int count = 0;
-    for (folded_id id = 0; smoothed && id < FOLDED; id++) tensors[count++] = describe_folded(config, id);
+    for (folded_id id = 0; id < FOLDED; id++)
+        if (folded_is_added(id) ? r->kv_cache : smoothed) tensors[count++] = describe_folded(config, id);
     for (linear_id id = 0; id < LINEARS; id++) {
         qmodule q = {.type = rules[id].type, .bits = rules[id].bits, .stored = rules[id].stored};
         char module[NAME_SIZE], *name;
@@ -112,8 +115,9 @@ ql_status layer_file_size(const model_config *config, int64_t layer, const modul
         module_name(module, layer, id);
         linear_shape(config, id, &q.n, &q.k);
         q.group = rules[id].group < 0 ? q.k : rules[id].group;
-        bool with_g_idx = dynamic && rules[id].method != METHOD_RTN && q.group < q.k;
+        bool with_g_idx = dynamic && rules[id].method == METHOD_GPTQ && q.group < q.k;
         for (int part = 0; part < PARTS; part++) {
+            bool with_input_scale = r->activations == ACTIVATIONS_STATIC;
             bool present = part == G_IDX ? with_g_idx : part == INPUT_SCALE ? with_input_scale : has_part(q.type, part);
             if (!present) continue;
             QL_TRY(ql_arena_format(host, &name, "%s.%s", module, part_names[part]));

@@ -67,8 +67,15 @@ static ql_status make_grid(const linear_job *job, int64_t n, int64_t k, const in
     return ql_arena_upload(job->device, QL_I32, 1, k, g_idx, &grid->g_idx);
 }
 
+/* What stands in for a method where there is nothing to learn from. */
+static method_run *without_data(const linear_job *job) {
+    return job->recipe->symmetric || job->recipe->literature ? method_rtn : method_hqq;
+}
+
 static method_run *choose_method(const linear_job *job, const linear_problem *p) {
-    if (job->rule.method == METHOD_RTN || !ql_is_present(p->h)) return method_rtn;
+    if (job->rule.method == METHOD_HQQ) return method_hqq;
+    if (job->rule.method == METHOD_RTN) return method_rtn;
+    if (!ql_is_present(p->h)) return without_data(job);
     return job->recipe->literature ? method_gptq_literature : method_gptq;
 }
 
@@ -107,10 +114,11 @@ static ql_status measure(const linear_problem *p, const ql_grid *grid, ql_mat co
 static ql_status solve(const linear_job *job, linear_problem *p, ql_grid *grid, ql_mat *codes, linear_record *record) {
     method_run *method = choose_method(job, p);
     const ql_mat given = p->w; /* a method may put a target in its place */
-    if (job->rule.method != METHOD_RTN && method == method_rtn) record->fallback = "no calibration data";
+    bool wants_data = job->rule.method == METHOD_GPTQ, has_data = ql_is_present(p->h);
+    if (wants_data && !has_data) record->fallback = "no calibration data";
     ql_status status = method(p, grid, *codes, record);
     if (status == QL_OK) status = measure(p, grid, *codes, &record->loss, &record->norm);
-    if (method == method_rtn || job->recipe->literature || (status != QL_OK && status != QL_NUMERIC)) {
+    if (!wants_data || !has_data || job->recipe->literature || (status != QL_OK && status != QL_NUMERIC)) {
         record->rtn_loss = record->loss;
         return status;
     }
@@ -121,7 +129,7 @@ static ql_status solve(const linear_job *job, linear_problem *p, ql_grid *grid, 
     QL_TRY(make_grid(job, p->n, p->k, NULL, &nearest));
     nearest.g_idx = grid->g_idx;
     QL_TRY(ql_arena_mat(p->device, QL_U8, p->n, p->k, &nearest_codes));
-    QL_TRY(method_rtn(p, &nearest, nearest_codes, &baseline));
+    QL_TRY((status == QL_OK ? method_rtn : without_data(job))(p, &nearest, nearest_codes, &baseline));
     QL_TRY(measure(p, &nearest, nearest_codes, &record->rtn_loss, &record->norm));
     if (status == QL_OK && record->loss <= record->rtn_loss) return QL_OK;
     record->fallback =
@@ -161,15 +169,11 @@ static ql_status pack(const linear_job *job, const linear_problem *p, const ql_g
 }
 
 ql_status linear_largest(const linear_job *job, ql_mat w, float *largest) {
-    ql_mark mark = ql_arena_mark(job->device), host_mark = ql_arena_mark(job->host);
+    ql_mark mark = ql_arena_mark(job->device);
     capture c;
-    stats_site columns;
     QL_TRY(capture_open(job->ctx, w.cols, STATS_MOMENTS, QL_F32, job->device, &c));
     QL_TRY(capture_add(job->ctx, &c, w));
-    QL_TRY(capture_download(job->ctx, &c, job->host, &columns));
-    *largest = 0;
-    for (int64_t i = 0; i < w.cols; i++) *largest = fmaxf(*largest, fmaxf(columns.max[i], -columns.min[i]));
-    ql_arena_release(job->host, host_mark);
+    QL_TRY(capture_largest(job->ctx, &c, largest));
     ql_arena_release(job->device, mark);
     return QL_OK;
 }
@@ -225,14 +229,15 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
         record->seconds = seconds_now() - begin;
         return QL_OK;
     }
-    bool reads_data = job->rule.method != METHOD_RTN || job->recipe->clip;
+    bool weighted = job->recipe->scale_search == SEARCH_IMPORTANCE && job->rule.method == METHOD_RTN;
+    bool reads_data = job->rule.method == METHOD_GPTQ || job->recipe->clip || weighted;
     if (reads_data && job->input && ql_is_present(job->input->hessian)) {
         float *diagonal;
         p.h = job->input->hessian;
         QL_TRY(ql_take(job->host, (size_t)p.k, sizeof *diagonal, &diagonal));
         QL_TRY(read_diagonal(job, p.h, &p.importance, diagonal));
         survey_diagonal(diagonal, p.k, &p.mean_diagonal, &record->dead);
-        if (job->recipe->act_order != QL_ORDER_NONE) {
+        if (job->rule.method == METHOD_GPTQ && job->recipe->act_order != QL_ORDER_NONE) {
             QL_TRY(ql_take(job->host, (size_t)p.k, sizeof *order, &order));
             QL_TRY(act_order(job, diagonal, p.k, order, &p.order));
         }
@@ -240,7 +245,7 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
     QL_TRY(make_grid(job, p.n, p.k, order, &grid));
     QL_TRY(ql_arena_mat(job->device, QL_U8, p.n, p.k, &codes));
     QL_TRY(ql_context(solve(job, &p, &grid, &codes, record), "%s", job->name));
-    if (record->fallback) ql_log(QL_WARNING, "%s: rounded to nearest: %s", job->name, record->fallback);
+    if (record->fallback) ql_log(QL_WARNING, "%s: made by %s: %s", job->name, record->method, record->fallback);
     QL_TRY(pack(job, &p, &grid, codes, out));
     QL_TRY(linear_find_input_scale(job, out));
     phases_enter(job->phases, PHASE_OTHER, 0);

@@ -125,6 +125,19 @@ static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_are
     return status;
 }
 
+static ql_status load_cache_scales(const model *m, int64_t layer, ql_arena *device, block *out) {
+    static const char *const names[2] = {"k_scale", "v_scale"};
+    for (int i = 0; i < 2; i++) {
+        char name[NAME_SIZE];
+        float scale;
+        snprintf(name, sizeof name, "model.layers.%lld.self_attn.%s", (long long)layer, names[i]);
+        QL_TRY(load_vector(m, name, 1, device, &out->kv_scale[i]));
+        QL_TRY(ql_download(m->ctx, &scale, out->kv_scale[i].data, sizeof scale));
+        if (!(scale > 0)) return ql_fail(QL_FORMAT, "%s: \"%s\" is %g", checkpoint_dir(m->ck), name, (double)scale);
+    }
+    return QL_OK;
+}
+
 ql_status model_load_block(const model *m, int64_t layer, ql_arena *device, block *out) {
     const model_config *c = &m->config;
     const struct {
@@ -144,7 +157,7 @@ ql_status model_load_block(const model *m, int64_t layer, ql_arena *device, bloc
         QL_TRY(load_vector(m, name, norms[i].size, device, norms[i].to));
     }
     for (linear_id id = 0; id < LINEARS; id++) QL_TRY(load_linear(m, layer, id, device, &out->lin[id]));
-    return QL_OK;
+    return m->quantized && m->scheme.kv_cache ? load_cache_scales(m, layer, device, out) : QL_OK;
 }
 
 ql_status model_load_embedding(const model *m, ql_arena *device, ql_mat *table) {

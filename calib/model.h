@@ -24,6 +24,7 @@ typedef struct block {
     linear lin[LINEARS];
     ql_mat norm_in, norm_mlp; /* F32 [1][hidden] */
     ql_mat q_norm, k_norm;    /* F32 [1][head_dim] or absent */
+    ql_mat kv_scale[2];       /* F32 [1][1]: of keys and values that the cache keeps in E4M3, or absent */
 } block;
 
 typedef struct model {
@@ -31,7 +32,7 @@ typedef struct model {
     checkpoint *ck;
     model_config config;
     bool quantized;    /* the directory holds quantized modules, described by scheme */
-    bool weights_only; /* inputs are not rounded, whatever the scheme says */
+    bool weights_only; /* neither inputs nor keys and values are rounded, whatever the scheme says */
     layout_scheme scheme;
     ql_arena *host; /* lives as long as the model */
 
@@ -44,6 +45,7 @@ ql_status model_open(ql_ctx *ctx, const char *dir, model *out);
 static inline bool model_rounds_inputs(const model *m) {
     return m->quantized && m->scheme.activations != ACTIVATIONS_16 && !m->weights_only;
 }
+static inline bool model_rounds_cache(const model *m) { return m->quantized && m->scheme.kv_cache && !m->weights_only; }
 void model_close(model *m);
 
 /* Plans the products of 8-bit inputs and weights for batches of up to max_rows; blocks that are loaded afterwards are packed for

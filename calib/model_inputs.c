@@ -7,12 +7,15 @@
 static bool in_blocks(const model *m) { return m->scheme.type == CODE_E4M3 && m->scheme.group == FP8_BLOCK; }
 static ql_dtype byte_type(const model *m) { return m->scheme.type == CODE_E4M3 ? QL_F8_E4M3 : QL_I8; }
 
+static ql_dtype input_type(const model *m) { return m->scheme.input_zeros ? QL_U8 : byte_type(m); }
+
 ql_status model_plan_inputs(model *m, int64_t max_rows) {
     bool fixed = m->scheme.activations == ACTIVATIONS_STATIC;
     for (linear_id id = 0; id < LINEARS && model_rounds_inputs(m); id++) {
         ql_product p = {
             .m_max = max_rows,
-            .x = byte_type(m),
+            .x = input_type(m),
+            .x_zero = m->scheme.input_zeros,
             .w = byte_type(m),
             .y = QL_F32,
             .x_scale = fixed          ? QL_SCALE_TENSOR
@@ -79,7 +82,7 @@ ql_status linear_set_bytes(const model *m, linear_id id, const qmodule *q, ql_ar
 ql_status linear_set_inputs(const model *m, const qmodule *q, ql_arena *device, linear *lin) {
     ql_values *v = &lin->inputs;
     if (m->scheme.activations == ACTIVATIONS_16) return QL_OK;
-    v->codes.dtype = byte_type(m);
+    v->codes.dtype = input_type(m);
     v->group = FP8_BLOCK;
     v->mode = m->scheme.activations == ACTIVATIONS_STATIC ? QL_SCALE_TENSOR
               : in_blocks(m)                              ? QL_SCALE_GROUP

@@ -7,8 +7,6 @@
 #include "host/log.h"
 #include "host/status.h"
 
-/* ---- resolving ---------------------------------------------------------------------------------------------------------- */
-
 /* Why the file cannot hold a module; NULL: it can, or it is skipped anyway. */
 static const char *obstacle(layout_id layout, bool bytes, const model_config *config, linear_id id,
                             const module_rule *rule, ql_arena *arena) {
@@ -138,101 +136,5 @@ ql_status modules_of_gguf(const gguf_plan *plan, ql_arena *arena, module_table *
         kept[out->n_skipped++] = copy;
     }
     out->skipped = kept;
-    return QL_OK;
-}
-
-/* ---- targets -------------------------------------------------------------------------------------------------------------- */
-
-const char *const target_names[TARGETS + 1] = {
-    [TARGET_VLLM] = "vllm",           [TARGET_TRANSFORMERS] = "transformers",
-    [TARGET_EXLLAMAV2] = "exllamav2", [TARGET_LLAMA_CPP] = "llama.cpp",
-    [TARGET_OLLAMA] = "ollama",
-};
-
-/* What the loaders of GPTQ files demand of a module: formats they were read in are named in the refusal. */
-typedef struct loader_limits {
-    const char *loader;
-    int bits[5]; /* ends with 0 */
-    const char *bits_text;
-    bool symmetric_only;
-    int k_multiple, n_multiple;
-    bool fused_alike;      /* q, k, v (and gate, up) are one parameter: the same bits and group, quantized or not */
-    bool uniform;          /* one number of bits and one group size for the whole file */
-    const char *no_format; /* the target does not read GPTQ files at all */
-} loader_limits;
-
-static const loader_limits limits[TARGETS] = {
-    [TARGET_VLLM] = {"vLLM gptq_marlin", {4, 8}, "4 or 8", true, 128, 64, true, false, NULL},
-    [TARGET_TRANSFORMERS] =
-        {"transformers (GPTQModel)", {2, 3, 4, 8}, "2, 3, 4 or 8", false, 32, 32, false, false, NULL},
-    [TARGET_EXLLAMAV2] = {"exllamav2", {4}, "4", false, 32, 32, false, true, NULL},
-    [TARGET_LLAMA_CPP] = {"llama.cpp", {0}, "no", false, 1, 1, false, false, "reads GGUF files, not GPTQ"},
-    [TARGET_OLLAMA] = {"Ollama", {0}, "no", false, 1, 1, false, false, "reads GGUF files, not GPTQ"},
-};
-
-static bool has_bits(const loader_limits *limit, int bits) {
-    for (const int *b = limit->bits; *b; b++)
-        if (*b == bits) return true;
-    return false;
-}
-
-/* The limit that one module breaks by itself. */
-static ql_status module_obstacle(const loader_limits *limit, const recipe *r, const module_rule *rule, int64_t n,
-                                 int64_t k, ql_arena *arena, char **reason) {
-    if (!has_bits(limit, rule->bits))
-        return ql_arena_format(arena, reason, "%s bits, but bits = %d", limit->bits_text, rule->bits);
-    if (limit->symmetric_only && !r->symmetric) return ql_arena_format(arena, reason, "only symmetric grids (sym)");
-    if (k % limit->k_multiple)
-        return ql_arena_format(arena, reason, "K %% %d == 0, but K = %lld", limit->k_multiple, (long long)k);
-    if (n % limit->n_multiple)
-        return ql_arena_format(arena, reason, "N %% %d == 0, but N = %lld", limit->n_multiple, (long long)n);
-    return QL_OK;
-}
-
-static bool stored_alike(const module_rule *a, const module_rule *b) {
-    if (a->skip || b->skip) return a->skip == b->skip;
-    return a->bits == b->bits && a->group == b->group;
-}
-
-/* The first module that must be stored like this one and is not. */
-static ql_status unequal_obstacle(const loader_limits *limit, const module_table *table, int64_t module,
-                                  ql_arena *arena, char **reason) {
-    linear_id id = (linear_id)(module % LINEARS);
-    const module_rule *rule = &table->rules[module];
-    for (int64_t other = 0; other < table->layers * LINEARS; other++) {
-        linear_id other_id = (linear_id)(other % LINEARS);
-        bool fused = other / LINEARS == module / LINEARS && linear_site[other_id] == linear_site[id];
-        bool everywhere = limit->uniform && !rule->skip && !table->rules[other].skip;
-        if (!(limit->fused_alike && fused) && !everywhere) continue;
-        if (stored_alike(rule, &table->rules[other])) continue;
-        char name[NAME_SIZE];
-        module_name(name, other / LINEARS, other_id);
-        return ql_arena_format(arena, reason, "%s, but %s differs",
-                               everywhere ? "one number of bits and one group size for all modules"
-                                          : "equal bits and groups inside fused q, k, v and gate, up",
-                               name);
-    }
-    return QL_OK;
-}
-
-ql_status modules_target_obstacle(const module_table *table, const recipe *r, const model_config *config,
-                                  target_id target, ql_arena *arena, char **reason) {
-    const loader_limits *limit = &limits[target];
-    *reason = NULL;
-    if (r->base.type == CODE_BLOCKS && limit->no_format) return QL_OK;
-    if (r->base.type == CODE_BLOCKS)
-        return ql_arena_format(arena, reason, "%s does not read GGUF files", limit->loader);
-    if (limit->no_format) return ql_arena_format(arena, reason, "%s %s", limit->loader, limit->no_format);
-    for (int64_t module = 0; module < table->layers * LINEARS; module++) {
-        char name[NAME_SIZE], *broken = NULL;
-        int64_t n, k;
-        linear_id id = (linear_id)(module % LINEARS);
-        linear_shape(config, id, &n, &k);
-        if (!table->rules[module].skip) QL_TRY(module_obstacle(limit, r, &table->rules[module], n, k, arena, &broken));
-        if (!broken) QL_TRY(unequal_obstacle(limit, table, module, arena, &broken));
-        if (!broken) continue;
-        module_name(name, module / LINEARS, id);
-        return ql_arena_format(arena, reason, "%s: %s demands %s", name, limit->loader, broken);
-    }
     return QL_OK;
 }

@@ -1,7 +1,7 @@
 /* What happens to every module of a model: the recipe's rule, unless the file cannot hold the result.
  *
  * Files have conditions (GPTQ: K % 32, N % 32 and K % group).  A module that breaks one of them stays in 16 bits together with the ones that runtimes
- * fuse with it (q, k, v; gate, up); all of them are named in one warning.  A list of targets makes the loaders' own limits binding.
+ * fuse with it (q, k, v; gate, up); all of them are named in one warning.  What loaders demand beyond that: calib/targets.h.
  */
 #ifndef CALIB_MODULES_H
 #define CALIB_MODULES_H
@@ -26,20 +26,5 @@ ql_status modules_of_gguf(const gguf_plan *plan, ql_arena *arena, module_table *
 static inline const module_rule *modules_rule(const module_table *table, int64_t layer, linear_id id) {
     return &table->rules[layer * LINEARS + id];
 }
-
-/* The runtimes that --target knows. */
-typedef enum target_id {
-    TARGET_VLLM,
-    TARGET_TRANSFORMERS,
-    TARGET_EXLLAMAV2,
-    TARGET_LLAMA_CPP,
-    TARGET_OLLAMA,
-    TARGETS
-} target_id;
-extern const char *const target_names[TARGETS + 1]; /* ends with NULL */
-
-/* Why this target cannot load the result: the first module and the limit that it breaks, in *reason; NULL if it can. */
-ql_status modules_target_obstacle(const module_table *table, const recipe *r, const model_config *config,
-                                  target_id target, ql_arena *arena, char **reason);
 
 #endif

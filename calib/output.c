@@ -65,7 +65,7 @@ static ql_status choose_dtype(output *out) {
     bool source_is_f16 = true;
     for (int64_t i = 0; i < out->plan.count; i++) {
         const plan_item *item = &out->plan.items[i];
-        if (item->layer >= 0) continue;
+        if (item->layer >= 0 || item->added) continue;
         QL_TRY(measure(out, item, &largest));
         source_is_f16 = source_is_f16 && checkpoint_find(out->ck, item->tensor.name)->dtype == QL_F16;
         if (largest > F16_LARGEST && largest > most) outlier = item, most = largest;
@@ -78,7 +78,7 @@ static ql_status choose_dtype(output *out) {
                outlier->tensor.name, (double)most);
     for (int64_t i = 0; i < out->plan.count; i++) {
         st_tensor *tensor = &out->plan.items[i].tensor;
-        if (out->scheme && out->plan.items[i].layer >= 0) continue;
+        if ((out->scheme && out->plan.items[i].layer >= 0) || out->plan.items[i].added) continue;
         tensor->dtype = out->dtype;
         tensor->dtype_name = ql_dtype_name(out->dtype);
     }
@@ -235,7 +235,10 @@ static ql_status put_source(output *out, const plan_item *item) {
     QL_TRY(find_source(out, item, &source));
     QL_TRY(ql_arena_take(out->scratch, source->size, 1, &data));
     QL_TRY(checkpoint_read(out->ck, source, data));
-    narrow(data, source->dtype, out->dtype, (int64_t)(source->size / ql_dtype_size(source->dtype)));
+    if (item->added && source->dtype != QL_F32)
+        return ql_fail(QL_MISMATCH, "%s: \"%s\" is %s, expected F32", checkpoint_dir(out->ck), source->name,
+                       source->dtype_name);
+    if (!item->added) narrow(data, source->dtype, out->dtype, (int64_t)(source->size / ql_dtype_size(source->dtype)));
     return put(out, data);
 }
 
@@ -270,6 +273,7 @@ static ql_status put_module(output *out, const plan_item *item, const qmodule *q
 static ql_status put_folded(output *out, const plan_item *item, const float *values) {
     float *copy;
     int64_t count = item->tensor.shape[0];
+    if (item->added) return put(out, values);
     QL_TRY(ql_take(out->scratch, (size_t)count, sizeof *copy, &copy));
     memcpy(copy, values, (size_t)count * sizeof *copy);
     narrow(copy, QL_F32, out->dtype, count);

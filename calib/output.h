@@ -16,9 +16,19 @@
 #include "formats/layout.h"
 #include "formats/layout_gguf.h"
 
-/* 16-bit tensors of a block that smoothing changes. */
-typedef enum folded_id { FOLDED_NORM_IN, FOLDED_NORM_MLP, FOLDED_V_BIAS, FOLDED_UP_BIAS, FOLDED } folded_id;
+/* Tensors of a block besides its linears that an output has of its own: those that smoothing changes, and the scales of the
+ * key/value cache (F32 [1]), which no source has. */
+typedef enum folded_id {
+    FOLDED_NORM_IN,
+    FOLDED_NORM_MLP,
+    FOLDED_V_BIAS,
+    FOLDED_UP_BIAS,
+    FOLDED_K_SCALE,
+    FOLDED_V_SCALE,
+    FOLDED
+} folded_id;
 extern const char *const folded_names[FOLDED]; /* "input_layernorm.weight", ... */
+static inline bool folded_is_added(folded_id id) { return id == FOLDED_K_SCALE || id == FOLDED_V_SCALE; }
 
 typedef struct output_request {
     const layout_scheme *scheme; /* NULL: the dequantized result as a plain 16-bit checkpoint */
@@ -43,8 +53,8 @@ typedef struct output output;
  * bytes are named); QL_FORMAT when a tensor that is copied holds NaN or infinity.  ck and config must outlive the output. */
 ql_status output_open(const char *dir, const checkpoint *ck, const model_config *config, const output_request *request,
                       output **out);
-/* Modules by linear_id; those that stay in 16 bits are not looked at.  folded: values of the tensors that smoothing changed (calib/smooth.h),
- * by folded_id; NULL, or NULL in it: as in the source. */
+/* Modules by linear_id; those that stay in 16 bits are not looked at.  folded: values of the tensors that smoothing changed (calib/smooth.h)
+ * or calibration added, by folded_id; NULL, or NULL in it: as in the source. */
 ql_status output_layer(output *out, int64_t layer, const qmodule modules[LINEARS], float *const folded[]);
 /* The only file of weights of an output with a gguf plan. */
 ql_status output_gguf(output *out, const gguf_meta *meta, const gguf_source *source);

@@ -1,5 +1,6 @@
 #include "calib/output_plan.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,6 +80,31 @@ static ql_status add_quantized(planner *p, const char *module, int64_t layer, li
     return QL_OK;
 }
 
+static bool begins_layer(const char *name, int64_t *layer) {
+    char first[NAME_SIZE];
+    if (sscanf(name, "model.layers.%" SCNd64, layer) != 1) return false;
+    snprintf(first, sizeof first, "model.layers.%lld.input_layernorm.weight", (long long)*layer);
+    return strcmp(name, first) == 0;
+}
+
+/* The scales of the key/value cache, in front of their layer. */
+static ql_status add_cache_scales(planner *p, int64_t layer) {
+    for (folded_id id = 0; id < FOLDED; id++) {
+        char *name;
+        if (!folded_is_added(id)) continue;
+        QL_TRY(ql_arena_format(p->arena, &name, "model.layers.%lld.%s", (long long)layer, folded_names[id]));
+        plan_item *item = &p->plan->items[p->plan->count++];
+        *item = (plan_item){.layer = -1, .fold_layer = layer, .folded = id, .added = true};
+        item->tensor = (st_tensor){.name = name,
+                                   .dtype = QL_F32,
+                                   .dtype_name = ql_dtype_name(QL_F32),
+                                   .rank = 1,
+                                   .shape = {1},
+                                   .size = sizeof(float)};
+    }
+    return QL_OK;
+}
+
 static ql_status add_tensor(planner *p, const char *name, const int64_t shape[2]) {
     int64_t layer;
     linear_id linear;
@@ -140,11 +166,12 @@ ql_status output_plan_make(const model_config *config, const layout_scheme *sche
                            ql_arena *arena, output_plan *plan) {
     planner p = {config, scheme, dtype, arena, plan};
     char name[NAME_SIZE];
-    int64_t shape[2], tensors = model_tensor(config, 0, NULL, shape);
+    int64_t layer, shape[2], tensors = model_tensor(config, 0, NULL, shape);
     *plan = (output_plan){0};
     QL_TRY(ql_take(arena, (size_t)tensors * LAYOUT_MAX_TENSORS, sizeof *plan->items, &plan->items));
     for (int64_t i = 0; i < tensors; i++) {
         model_tensor(config, i, name, shape);
+        if (scheme && scheme->kv_cache && begins_layer(name, &layer)) QL_TRY(add_cache_scales(&p, layer));
         QL_TRY(add_tensor(&p, name, shape));
     }
     for (int64_t i = 0; i < plan->count; i++) plan->tensor_bytes += plan->items[i].tensor.size;

@@ -15,8 +15,9 @@ typedef struct plan_item {
     linear_id linear;   /* of a quantized module */
     int part;           /* index in layout_tensors, for a quantized module */
     int64_t shard;      /* from 0 */
-    int64_t fold_layer; /* of a tensor that smoothing may change, else -1 */
+    int64_t fold_layer; /* of a tensor that smoothing may change or calibration adds, else -1 */
     folded_id folded;
+    bool added; /* the source need not have it; its type is its own */
 } plan_item;
 
 typedef struct output_plan {

@@ -128,9 +128,7 @@ static ql_status count_disk(const plan_request *r, ql_arena *arena, plan *p) {
     }
     if (r->one_block) p->disk_bytes = 0;
     for (int64_t layer = 0; layer < r->config->layers; layer++) {
-        QL_TRY(layer_file_size(r->config, layer, modules_rule(r->modules, layer, 0), dynamic,
-                               r->recipe->smoothing != SMOOTHING_NONE, r->recipe->activations == ACTIVATIONS_STATIC,
-                               arena, &size));
+        QL_TRY(layer_file_size(r->config, layer, modules_rule(r->modules, layer, 0), r->recipe, dynamic, arena, &size));
         p->disk_bytes += size;
     }
     return QL_OK;

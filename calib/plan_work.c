@@ -7,9 +7,9 @@
 
 static void count_linear(const plan_request *r, const module_rule *rule, double n, double k, plan *p) {
     /* Some 80 scales per group, or 37 of a block with the codes of each, a few operations per weight each. */
-    double search = n * k * (rule->stored ? 37 * 12 : r->recipe->scale_search ? 80 * 6 : 6);
+    double search = n * k * (rule->stored ? 37 * 12 : r->recipe->scale_search != SEARCH_OFF ? 80 * 6 : 6);
     p->phases[PLAN_GRID].flops += search;
-    if (rule->method == METHOD_RTN || !plan_needs_hessian(r)) return;
+    if (rule->method != METHOD_GPTQ || !plan_needs_hessian(r)) return;
     p->phases[PLAN_SOLVE].flops += n * k * k;
     p->phases[PLAN_LOSS].flops += 4 * n * k * k;
     if (r->recipe->literature) {

@@ -9,7 +9,7 @@
 #include "formats/stats.h"
 #include "host/status.h"
 
-const char *const method_names[METHODS] = {[METHOD_RTN] = "rtn", [METHOD_GPTQ] = "gptq"};
+const char *const method_names[METHODS] = {[METHOD_RTN] = "rtn", [METHOD_GPTQ] = "gptq", [METHOD_HQQ] = "hqq"};
 const char *const act_order_names[3] = {
     [QL_ORDER_NONE] = "none", [QL_ORDER_STATIC] = "static", [QL_ORDER_DYNAMIC] = "dynamic"};
 
@@ -21,6 +21,12 @@ const char *const type_names[CODE_TYPES] = {
 const char *const activation_names[ACTIVATION_MODES] = {
     [ACTIVATIONS_16] = "none", [ACTIVATIONS_TOKEN] = "token", [ACTIVATIONS_STATIC] = "static"};
 
+const char *const kv_cache_names[2] = {"none", "fp8"};
+const char *const range_names[RANGES] = {
+    [RANGE_MINMAX] = "minmax", [RANGE_PERCENTILE] = "percentile", [RANGE_MSE] = "mse", [RANGE_KL] = "kl"};
+const char *const scale_search_names[SEARCHES] = {
+    [SEARCH_OFF] = "false", [SEARCH_ON] = "true", [SEARCH_IMPORTANCE] = "importance"};
+
 static const double literature_damp = 0.01;
 
 void recipe_defaults(recipe *r) {
@@ -28,7 +34,8 @@ void recipe_defaults(recipe *r) {
         .base = {.method = METHOD_GPTQ, .bits = 4, .group = 128},
         .symmetric = true,
         .sequential = true,
-        .scale_search = true,
+        .scale_search = SEARCH_ON,
+        .percentile = 99.99,
         .act_order = QL_ORDER_STATIC,
         .mix = MIX_Q4_K_M,
         .damp = 0.05,
@@ -65,7 +72,8 @@ static ql_status settle_literature(recipe *r) {
     if (((r->asked & ASKED_DRIFT) && r->drift > 0) || ((r->asked & ASKED_REFINE) && r->refine > 0))
         return ql_fail(QL_MISMATCH,
                        "literature has neither drift nor refine, but one was asked for; drop one of the two");
-    r->scale_search = r->sequential = false;
+    r->scale_search = SEARCH_OFF;
+    r->sequential = false;
     r->drift = 0;
     r->refine = 0;
     r->damp = literature_damp;
@@ -73,13 +81,34 @@ static ql_status settle_literature(recipe *r) {
     return QL_OK;
 }
 
+/* Any module? */
+static bool rounds_to_nearest(const recipe *r) {
+    bool found = r->base.method == METHOD_RTN;
+    for (int i = 0; i < r->n_overrides; i++)
+        found = found || (r->overrides[i].has_method && r->overrides[i].rule.method == METHOD_RTN);
+    return found;
+}
+
 static ql_status check_smoothing(const recipe *r) {
     bool named = r->smooth_alpha == SMOOTH_ALPHA_SEARCH || r->smooth_alpha == SMOOTH_ALPHA_FAMILY;
     if (!named && !(r->smooth_alpha >= 0.05 && r->smooth_alpha <= 1))
         return ql_fail(QL_MISMATCH, "smooth_alpha %g: expected 0.05 to 1, family or search", r->smooth_alpha);
+    if (r->input_zeros && (r->activations != ACTIVATIONS_TOKEN || r->base.type != CODE_INT))
+        return ql_fail(QL_MISMATCH, "input_zeros: integers with activations token have them");
+    if (r->kv_cache && r->smoothing == SMOOTHING_AWQ)
+        return ql_fail(QL_MISMATCH, "kv_cache fp8: AWQ's scales change the values whose range is measured before; "
+                                    "smoothing none or smoothquant");
+    if (r->literature && r->kv_cache)
+        return ql_fail(QL_MISMATCH, "literature has no kv_cache, but one was asked for; drop one of the two");
     if (r->literature && (r->smoothing != SMOOTHING_NONE || r->clip))
         return ql_fail(QL_MISMATCH,
                        "literature has neither smoothing nor clip, but one was asked for; drop one of the two");
+    if (r->clip && !rounds_to_nearest(r))
+        return ql_fail(QL_MISMATCH, "clip is for method rtn: %s finds its ranges by itself",
+                       method_names[r->base.method]);
+    if (r->scale_search == SEARCH_IMPORTANCE && !rounds_to_nearest(r))
+        return ql_fail(QL_MISMATCH,
+                       "scale_search importance is for method rtn: gptq weighs by the data always, hqq never");
     if (r->clip && r->base.group < 0)
         return ql_fail(QL_MISMATCH, "clip looks at groups: group_size 32, 64 or 128, not -1");
     return QL_OK;
@@ -126,9 +155,49 @@ static ql_status settle_blocks(recipe *r) {
     return QL_OK;
 }
 
+/* Where a histogram can choose the range, and which way. */
+static ql_status check_range(const recipe *r) {
+    const char *name = range_names[r->range];
+    bool weights = r->base.group == GROUP_TENSOR, inputs = r->activations == ACTIVATIONS_STATIC;
+    if (!(r->percentile > 0 && r->percentile <= 100))
+        return ql_fail(QL_MISMATCH, "percentile %g: expected more than 0, at most 100", r->percentile);
+    if (r->range == RANGE_MINMAX) return QL_OK;
+    if (!weights && !inputs)
+        return ql_fail(QL_MISMATCH,
+                       "range %s: is for static activations and for weights with one scale per tensor; groups and "
+                       "rows have scale_search",
+                       name);
+    if (r->range == RANGE_KL && r->base.type != CODE_INT)
+        return ql_fail(QL_MISMATCH, "range kl: compares with evenly spaced levels, type %s has none",
+                       type_names[r->base.type]);
+    if (inputs && r->smoothing != SMOOTHING_NONE)
+        return ql_fail(QL_MISMATCH,
+                       "range %s: histograms are of the inputs before smoothing; range minmax or smoothing none", name);
+    return QL_OK;
+}
+
+/* HQQ has a zero point to solve for, and that is all it does. */
+static ql_status settle_hqq(recipe *r) {
+    bool everywhere = r->base.method == METHOD_HQQ;
+    if (everywhere && !(r->asked & ASKED_SYMMETRIC)) r->symmetric = false;
+    for (int i = 0; i < r->n_overrides; i++)
+        if (r->overrides[i].has_method && r->overrides[i].rule.method == METHOD_HQQ && r->symmetric)
+            return ql_fail(QL_MISMATCH, "override %d (%.40s): method hqq solves zero points: symmetric must be false",
+                           i + 1, r->overrides[i].match);
+    if (!everywhere) return QL_OK;
+    if (r->symmetric)
+        return ql_fail(QL_MISMATCH, "method hqq solves zero points: it is asymmetric, but symmetric was "
+                                    "asked for; drop one of the two");
+    if (r->literature || r->clip)
+        return ql_fail(QL_MISMATCH, "method hqq finds grids by itself: neither clip nor literature goes with it");
+    return QL_OK;
+}
+
 ql_status recipe_check(recipe *r) {
     if (r->base.type == CODE_BLOCKS) return settle_blocks(r);
     QL_TRY(settle_type(r));
+    QL_TRY(settle_hqq(r));
+    QL_TRY(check_range(r));
     if (r->literature) QL_TRY(settle_literature(r));
     QL_TRY(check_smoothing(r));
     QL_TRY(check_rule(&r->base, ""));
@@ -204,14 +273,18 @@ ql_status recipe_matches(const recipe_override *o, const char *module, bool *mat
                    reason);
 }
 
-bool recipe_needs_data(const recipe *r) { return r->base.type != CODE_BLOCKS && recipe_statistics(r) != 0; }
+bool recipe_needs_data(const recipe *r) {
+    return r->base.type != CODE_BLOCKS && (recipe_statistics(r) != 0 || r->kv_cache);
+}
 
 int recipe_statistics(const recipe *r) {
     bool importance = r->base.type == CODE_BLOCKS && gguf_mix_reads_importance(r->mix);
-    bool hessian = r->base.method != METHOD_RTN || r->clip || r->smoothing != SMOOTHING_NONE;
+    bool hessian = r->base.method == METHOD_GPTQ || r->scale_search == SEARCH_IMPORTANCE || r->clip ||
+                   r->smoothing != SMOOTHING_NONE;
     for (int i = 0; i < r->n_overrides; i++)
-        hessian = hessian || (r->overrides[i].has_method && r->overrides[i].rule.method != METHOD_RTN);
-    return (hessian ? STATS_HESSIAN : 0) | (importance || recipe_needs_moments(r) ? STATS_MOMENTS : 0);
+        hessian = hessian || (r->overrides[i].has_method && r->overrides[i].rule.method == METHOD_GPTQ);
+    return (hessian ? STATS_HESSIAN : 0) | (importance || recipe_needs_moments(r) ? STATS_MOMENTS : 0) |
+           (recipe_needs_histograms(r) ? STATS_HIST : 0);
 }
 
 ql_status recipe_rule(const recipe *r, const char *module, module_rule *rule) {
@@ -274,7 +347,8 @@ static void alpha_text(char text[32], double alpha) {
 }
 
 ql_status recipe_yaml(const recipe *r, ql_arena *arena, char **text) {
-    char damp[32], drift[32], alpha[32], mix[32] = "";
+    char damp[32], drift[32], alpha[32], percentile[32], mix[32] = "";
+    exact_real(percentile, r->percentile);
     if (r->base.type == CODE_BLOCKS) snprintf(mix, sizeof mix, "mix: %s\n", gguf_mix_name(r->mix));
     exact_real(damp, r->damp);
     exact_real(drift, r->drift);
@@ -283,10 +357,12 @@ ql_status recipe_yaml(const recipe *r, ql_arena *arena, char **text) {
         arena, text,
         "version: 1\nmethod: %s\ntype: %s\n%sbits: %d\ngroup_size: %lld\nsymmetric: %s\nact_order: %s\n"
         "sequential: %s\ndamp: %s\ndrift: %s\nrefine: %lld\nscale_search: %s\nclip: %s\n"
-        "activations: %s\nsmoothing: %s\nsmooth_alpha: %s\nliterature: %s\n%s",
+        "activations: %s\ninput_zeros: %s\nrange: %s\npercentile: %s\nkv_cache: %s\nsmoothing: %s\nsmooth_alpha: "
+        "%s\nliterature: %s\n%s",
         method_names[r->base.method], type_names[r->base.type], mix, r->base.bits, (long long)r->base.group,
         yes(r->symmetric), act_order_names[r->act_order], yes(r->sequential), damp, drift, (long long)r->refine,
-        yes(r->scale_search), yes(r->clip), activation_names[r->activations], smoothing_names[r->smoothing], alpha,
+        scale_search_names[r->scale_search], yes(r->clip), activation_names[r->activations], yes(r->input_zeros),
+        range_names[r->range], percentile, kv_cache_names[r->kv_cache], smoothing_names[r->smoothing], alpha,
         yes(r->literature), r->n_overrides ? "overrides:\n" : ""));
     for (int i = 0; i < r->n_overrides; i++) QL_TRY(override_yaml(&r->overrides[i], arena, text));
     return QL_OK;
@@ -310,12 +386,15 @@ json_t *recipe_json(const recipe *r) {
     char alpha[32];
     alpha_text(alpha, r->smooth_alpha);
     json_t *object = json_pack(
-        "{s:i, s:s, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:f, s:I, s:b, s:b, s:s, s:s, s:s, s:b, s:o}", "version", 1,
-        "method", method_names[r->base.method], "type", type_names[r->base.type], "bits", r->base.bits, "group_size",
-        (json_int_t)r->base.group, "symmetric", r->symmetric, "act_order", act_order_names[r->act_order], "sequential",
-        r->sequential, "damp", r->damp, "drift", r->drift, "refine", (json_int_t)r->refine, "scale_search",
-        r->scale_search, "clip", r->clip, "activations", activation_names[r->activations], "smoothing",
-        smoothing_names[r->smoothing], "smooth_alpha", alpha, "literature", r->literature, "overrides", overrides);
+        "{s:i, s:s, s:s, s:i, s:I, s:b, s:s, s:b, s:f, s:f, s:I, s:s, s:b, s:s, s:b, s:s, s:f, s:s, s:s, "
+        "s:s, s:b, s:o}",
+        "version", 1, "method", method_names[r->base.method], "type", type_names[r->base.type], "bits", r->base.bits,
+        "group_size", (json_int_t)r->base.group, "symmetric", r->symmetric, "act_order", act_order_names[r->act_order],
+        "sequential", r->sequential, "damp", r->damp, "drift", r->drift, "refine", (json_int_t)r->refine,
+        "scale_search", scale_search_names[r->scale_search], "clip", r->clip, "activations",
+        activation_names[r->activations], "input_zeros", r->input_zeros, "range", range_names[r->range], "percentile",
+        r->percentile, "kv_cache", kv_cache_names[r->kv_cache], "smoothing", smoothing_names[r->smoothing],
+        "smooth_alpha", alpha, "literature", r->literature, "overrides", overrides);
     if (object && r->base.type == CODE_BLOCKS) json_object_set_new(object, "mix", json_string(gguf_mix_name(r->mix)));
     return object;
 }

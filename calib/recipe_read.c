@@ -1,5 +1,6 @@
 /* A recipe from YAML.  libyaml only says what comes next; what may come is the two tables of keys below.  They nest three levels
  * deep, so neither depth nor references need any other limit: whatever else comes is refused where it stands. */
+#include <ctype.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,15 +30,23 @@ enum {
     KEY_SCALE_SEARCH,
     KEY_CLIP,
     KEY_ACTIVATIONS,
+    KEY_INPUT_ZEROS,
+    KEY_RANGE,
+    KEY_PERCENTILE,
+    KEY_KV_CACHE,
     KEY_SMOOTHING,
     KEY_SMOOTH_ALPHA,
     KEY_LITERATURE,
     KEY_OVERRIDES,
+    KEY_OUTPUTS, /* of the file; the others behind it of one output */
+    KEY_NAME,
+    KEY_FORMAT,
 };
 static const char *const recipe_keys[] = {
-    "version",   "scheme",      "method",     "type",         "mix",        "bits",      "group_size",
-    "symmetric", "act_order",   "sequential", "damp",         "drift",      "refine",    "scale_search",
-    "clip",      "activations", "smoothing",  "smooth_alpha", "literature", "overrides", NULL};
+    "version",      "scheme",      "method",      "type",    "mix",        "bits",     "group_size",
+    "symmetric",    "act_order",   "sequential",  "damp",    "drift",      "refine",   "scale_search",
+    "clip",         "activations", "input_zeros", "range",   "percentile", "kv_cache", "smoothing",
+    "smooth_alpha", "literature",  "overrides",   "outputs", "name",       "format",   NULL};
 
 enum { KEY_MATCH, KEY_OVERRIDE_BITS, KEY_OVERRIDE_GROUP_SIZE, KEY_OVERRIDE_METHOD, KEY_SKIP };
 static const char *const override_keys[] = {"match", "bits", "group_size", "method", "skip", NULL};
@@ -46,6 +55,7 @@ typedef struct reader {
     const char *place;
     ql_arena *arena;
     recipe *recipe;
+    recipe_outputs *outputs; /* NULL: the file holds one recipe */
     yaml_parser_t parser;
     yaml_event_t event;
 } reader;
@@ -278,6 +288,28 @@ static ql_status take_activations(const reader *r) {
     return QL_OK;
 }
 
+static ql_status take_scale_search(const reader *r) {
+    int value = 0;
+    QL_TRY(take_word(r, "scale_search", scale_search_names, SEARCHES, &value));
+    r->recipe->scale_search = (scale_search_mode)value;
+    r->recipe->asked |= ASKED_SCALE_SEARCH;
+    return QL_OK;
+}
+
+static ql_status take_range(const reader *r) {
+    int value = 0;
+    QL_TRY(take_word(r, "range", range_names, RANGES, &value));
+    r->recipe->range = (range_id)value;
+    return QL_OK;
+}
+
+static ql_status take_kv_cache(const reader *r) {
+    int value = 0;
+    QL_TRY(take_word(r, "kv_cache", kv_cache_names, 2, &value));
+    r->recipe->kv_cache = value == 1;
+    return QL_OK;
+}
+
 static ql_status take_smoothing(const reader *r) {
     int value = 0;
     QL_TRY(take_word(r, "smoothing", smoothing_names, SMOOTHINGS, &value));
@@ -293,13 +325,17 @@ static ql_status take_smooth_alpha(const reader *r) {
     return QL_OK;
 }
 
+static ql_status take_outputs(reader *r, unsigned seen);
+
 static ql_status take_recipe_value(reader *r, int key, unsigned seen, void *to) {
     recipe *into = to;
+    unsigned harmless = 1u << KEY_VERSION | 1u << KEY_NAME | 1u << KEY_FORMAT;
     unsigned rule_keys = 1u << KEY_METHOD | 1u << KEY_BITS | 1u << KEY_GROUP_SIZE;
+    if (seen & 1u << KEY_OUTPUTS && key != KEY_VERSION)
+        return REFUSE(r, "outputs: goes with no other key than version");
     bool both = (key == KEY_SCHEME && (seen & rule_keys)) || ((1u << key & rule_keys) && (seen & 1u << KEY_SCHEME));
     if (both) return REFUSE(r, "a scheme already says method, bits and group_size; give one or the other");
-    if (key == KEY_SCHEME && (seen & ~(1u << KEY_VERSION)))
-        return REFUSE(r, "scheme comes before the keys that change it");
+    if (key == KEY_SCHEME && (seen & ~harmless)) return REFUSE(r, "scheme comes before the keys that change it");
     switch (key) {
     case KEY_VERSION: return take_version(r);
     case KEY_SCHEME: return take_scheme(r);
@@ -308,20 +344,101 @@ static ql_status take_recipe_value(reader *r, int key, unsigned seen, void *to) 
     case KEY_MIX: return take_mix(r);
     case KEY_BITS: into->asked |= ASKED_BITS; return take_bits(r, "bits", &into->base.bits);
     case KEY_GROUP_SIZE: into->asked |= ASKED_GROUP; return take_int(r, "group_size", &into->base.group);
-    case KEY_SYMMETRIC: return take_bool(r, "symmetric", &into->symmetric);
+    case KEY_SYMMETRIC: into->asked |= ASKED_SYMMETRIC; return take_bool(r, "symmetric", &into->symmetric);
     case KEY_ACT_ORDER: return take_act_order(r);
     case KEY_SEQUENTIAL: into->asked |= ASKED_SEQUENTIAL; return take_bool(r, "sequential", &into->sequential);
     case KEY_DAMP: into->asked |= ASKED_DAMP; return take_real(r, "damp", &into->damp);
     case KEY_DRIFT: into->asked |= ASKED_DRIFT; return take_real(r, "drift", &into->drift);
     case KEY_REFINE: into->asked |= ASKED_REFINE; return take_int(r, "refine", &into->refine);
-    case KEY_SCALE_SEARCH: into->asked |= ASKED_SCALE_SEARCH; return take_bool(r, "scale_search", &into->scale_search);
+    case KEY_SCALE_SEARCH: return take_scale_search(r);
+    case KEY_INPUT_ZEROS: return take_bool(r, "input_zeros", &into->input_zeros);
+    case KEY_RANGE: return take_range(r);
+    case KEY_PERCENTILE: return take_real(r, "percentile", &into->percentile);
     case KEY_CLIP: return take_bool(r, "clip", &into->clip);
     case KEY_ACTIVATIONS: return take_activations(r);
+    case KEY_KV_CACHE: return take_kv_cache(r);
     case KEY_SMOOTHING: return take_smoothing(r);
     case KEY_SMOOTH_ALPHA: return take_smooth_alpha(r);
     case KEY_LITERATURE: return take_bool(r, "literature", &into->literature);
-    default: return take_overrides(r);
+    case KEY_OVERRIDES: return take_overrides(r);
+    case KEY_OUTPUTS: return take_outputs(r, seen);
+    default: return REFUSE(r, "%s: belongs to one of \"outputs\"", recipe_keys[key]);
     }
+}
+
+/* ---- several outputs ------------------------------------------------------------------------------------------------------- */
+
+/* A directory of its own beneath another. */
+static ql_status take_name(const reader *r, recipe_output *o) {
+    char *name;
+    QL_TRY(need_scalar(r, "name", "a name"));
+    const char *text = text_of(r);
+    bool fits = text[0] && text[0] != '.' && strlen(text) <= 64;
+    for (const char *c = text; *c; c++) fits = fits && (isalnum((unsigned char)*c) || strchr("._-", *c));
+    if (!fits) return REFUSE(r, "name \"%.60s\": expected letters, digits, \".\", \"_\" or \"-\"", text);
+    QL_TRY(ql_arena_string(r->arena, text, &name));
+    o->name = name;
+    return QL_OK;
+}
+
+/* A scheme brings its format, and its name where there is none yet. */
+static ql_status take_output_scheme(reader *r, unsigned seen, recipe_output *o) {
+    named_scheme scheme;
+    QL_TRY(take_recipe_value(r, KEY_SCHEME, seen, &o->recipe));
+    QL_TRY(scheme_find(text_of(r), &scheme));
+    if (!(seen & 1u << KEY_FORMAT)) o->format = (int)scheme.format;
+    return o->name ? QL_OK : take_name(r, o);
+}
+
+static ql_status take_output_value(reader *r, int key, unsigned seen, void *to) {
+    recipe_output *o = to;
+    switch (key) {
+    case KEY_NAME: return take_name(r, o);
+    case KEY_FORMAT: return take_word(r, "format", output_format_names, OUTPUT_DENSE + 1, &o->format);
+    case KEY_SCHEME: return take_output_scheme(r, seen, o);
+    case KEY_VERSION:
+    case KEY_OUTPUTS: return REFUSE(r, "%s: stands outside of \"outputs\"", recipe_keys[key]);
+    default: return take_recipe_value(r, key, seen, &o->recipe);
+    }
+}
+
+static ql_status take_output(reader *r, recipe_output *o) {
+    recipe *whole = r->recipe, checked;
+    int line = line_of(r);
+    unsigned seen;
+    ql_status status;
+    *o = (recipe_output){.format = OUTPUT_GPTQ};
+    recipe_defaults(&o->recipe);
+    r->recipe = &o->recipe;
+    if (r->event.type == YAML_SCALAR_EVENT) status = take_output_scheme(r, 0, o);
+    else if (r->event.type == YAML_MAPPING_START_EVENT)
+        status = read_mapping(r, recipe_keys, take_output_value, o, &seen);
+    else status = REFUSE(r, "outputs: expected \"- SCHEME\" or \"- name: ...\"");
+    r->recipe = whole;
+    QL_TRY(status);
+    if (!o->name) return REFUSE(r, "this output has neither name nor scheme");
+    checked = o->recipe; /* options of the command line come before it is settled */
+    return ql_context(recipe_check(&checked), "%s: line %d", r->place, line);
+}
+
+static ql_status take_outputs(reader *r, unsigned seen) {
+    recipe_outputs *to = r->outputs;
+    if (!to) return REFUSE(r, "outputs: here a file with one recipe is expected; quantize alone makes several");
+    if (seen & ~(1u << KEY_VERSION)) return REFUSE(r, "outputs: goes with no other key than version");
+    if (r->event.type != YAML_SEQUENCE_START_EVENT) return REFUSE(r, "outputs: expected a list (\"- W4A16-AWQ\")");
+    for (;;) {
+        QL_TRY(next(r));
+        if (r->event.type == YAML_SEQUENCE_END_EVENT) break;
+        if (to->count == MOST_OUTPUTS) return REFUSE(r, "more than %d outputs", MOST_OUTPUTS);
+        recipe_output *o = &to->output[to->count];
+        int line = line_of(r);
+        QL_TRY(take_output(r, o));
+        for (int i = 0; i < to->count; i++)
+            if (strcmp(to->output[i].name, o->name) == 0)
+                return ql_fail(QL_MISMATCH, "%s: line %d: two outputs are named %s", r->place, line, o->name);
+        to->count++;
+    }
+    return to->count ? QL_OK : REFUSE(r, "outputs: an empty list");
 }
 
 static ql_status read_document(reader *r) {
@@ -335,8 +452,10 @@ static ql_status read_document(reader *r) {
     return expect(r, YAML_STREAM_END_EVENT, "one document; a second one follows");
 }
 
-ql_status recipe_parse(const char *place, const char *text, size_t size, ql_arena *arena, recipe *into) {
-    reader r = {.place = place, .arena = arena, .recipe = into};
+ql_status recipe_parse_outputs(const char *place, const char *text, size_t size, ql_arena *arena, recipe *into,
+                               recipe_outputs *outputs) {
+    reader r = {.place = place, .arena = arena, .recipe = into, .outputs = outputs};
+    if (outputs) outputs->count = 0;
     if (size > LARGEST_FILE)
         return ql_fail(QL_MISMATCH, "%s: %zu bytes; a recipe has at most %d", place, size, LARGEST_FILE);
     if (!yaml_parser_initialize(&r.parser)) return ql_fail(QL_NOMEM, "%s: no memory for the YAML parser", place);
@@ -347,11 +466,19 @@ ql_status recipe_parse(const char *place, const char *text, size_t size, ql_aren
     return status;
 }
 
-ql_status recipe_load(const char *path, ql_arena *arena, recipe *into) {
+ql_status recipe_parse(const char *place, const char *text, size_t size, ql_arena *arena, recipe *into) {
+    return recipe_parse_outputs(place, text, size, arena, into, NULL);
+}
+
+ql_status recipe_load_outputs(const char *path, ql_arena *arena, recipe *into, recipe_outputs *outputs) {
     char *text;
     size_t size;
     ql_status status = ql_file_load(path, LARGEST_FILE, arena, &text, &size);
     if (status == QL_FORMAT) return QL_MISMATCH; /* too large, or no regular file: a recipe that cannot be one */
     QL_TRY(status);
-    return recipe_parse(path, text, size, arena, into);
+    return recipe_parse_outputs(path, text, size, arena, into, outputs);
+}
+
+ql_status recipe_load(const char *path, ql_arena *arena, recipe *into) {
+    return recipe_load_outputs(path, arena, into, NULL);
 }

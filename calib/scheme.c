@@ -1,17 +1,5 @@
 #include "calib/scheme.h"
 
-const char *const output_format_names[] = {
-    [OUTPUT_GPTQ] = "gptq",
-    [OUTPUT_GPTQ_V2] = "gptq_v2",
-    [OUTPUT_AWQ] = "awq",
-    [OUTPUT_COMPRESSED] = "compressed-tensors",
-    [OUTPUT_FP8] = "fp8",
-    [OUTPUT_BITSANDBYTES] = "bitsandbytes",
-    [OUTPUT_DENSE] = "dense",
-    [OUTPUT_GGUF] = "gguf",
-    NULL,
-};
-
 layout_id output_layout(output_format format) {
     switch (format) {
     case OUTPUT_AWQ: return LAYOUT_AWQ;
@@ -56,6 +44,8 @@ ql_status scheme_make(const recipe *r, output_format format, const module_table 
         .bits = r->base.bits,
         .activations = r->activations,
         .bytes = r->base.type == CODE_E4M3 || r->activations != ACTIVATIONS_16,
+        .input_zeros = r->input_zeros,
+        .kv_cache = r->kv_cache,
         .group = r->base.group,
         .symmetric = r->symmetric,
         .desc_act = r->act_order == QL_ORDER_DYNAMIC && r->base.group > 0,
@@ -67,5 +57,7 @@ ql_status scheme_make(const recipe *r, output_format format, const module_table 
         .layers = modules->layers,
     };
     QL_TRY(list_overrides(r, modules, arena, out));
+    if (format == OUTPUT_DENSE && r->kv_cache)
+        return ql_fail(QL_MISMATCH, "a dense output has no scales of a key/value cache: drop kv_cache");
     return format == OUTPUT_DENSE ? QL_OK : layout_check(out);
 }

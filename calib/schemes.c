@@ -3,6 +3,19 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Here, because who only reads recipes links no layouts. */
+const char *const output_format_names[] = {
+    [OUTPUT_GPTQ] = "gptq",
+    [OUTPUT_GPTQ_V2] = "gptq_v2",
+    [OUTPUT_AWQ] = "awq",
+    [OUTPUT_COMPRESSED] = "compressed-tensors",
+    [OUTPUT_FP8] = "fp8",
+    [OUTPUT_BITSANDBYTES] = "bitsandbytes",
+    [OUTPUT_DENSE] = "dense",
+    [OUTPUT_GGUF] = "gguf",
+    NULL,
+};
+
 const char *const scheme_names[] = {
     "W4A16-GPTQ-g128",
     "W4A16-GPTQ-g64",
@@ -17,9 +30,13 @@ const char *const scheme_names[] = {
     "W4A16-AWQ-g32",
     "W4A16-RTN-g128",
     "W8A16-RTN-g128",
+    "W4A16-HQQ-g128",
+    "W3A16-HQQ-g64",
     "W8A8-INT8",
+    "W8A8-INT8-static",
     "FP8",
     "FP8-static",
+    "FP8-KV",
     "FP8-block",
     "NF4",
 #define MIX_NAME(id, name, file_type, number) name,
@@ -57,8 +74,16 @@ static bool set_awq(const integer_name *name, named_scheme *s) {
     return name->bits == 4;
 }
 
+/* Of what vLLM reads, AWQ files alone have zero points at 4 bits. */
+static void set_hqq(const integer_name *name, named_scheme *s) {
+    s->recipe.base.method = METHOD_HQQ;
+    s->recipe.symmetric = false;
+    if (name->bits != 4) s->targets = "transformers";
+    else s->format = OUTPUT_AWQ, s->targets = "vllm,transformers";
+}
+
 static bool set_integer(const integer_name *name, named_scheme *s) {
-    bool gptq = strcmp(name->method, "GPTQ") == 0;
+    bool gptq = strcmp(name->method, "GPTQ") == 0, hqq = strcmp(name->method, "HQQ") == 0;
     s->granularity = name->group ? "group" : "row";
     if (strcmp(name->method, "AWQ") == 0) return s->granularity = "group", set_awq(name, s);
     s->recipe.base = (module_rule){
@@ -67,8 +92,9 @@ static bool set_integer(const integer_name *name, named_scheme *s) {
     s->targets = name->bits == 4   ? "vllm,transformers,exllamav2"
                  : name->bits == 8 ? "vllm,transformers"
                                    : "transformers";
+    if (hqq) set_hqq(name, s);
     bool bits_exist = name->bits == 2 || name->bits == 3 || name->bits == 4 || name->bits == 8;
-    return bits_exist && (gptq || strcmp(name->method, "RTN") == 0);
+    return bits_exist && (gptq || hqq || strcmp(name->method, "RTN") == 0);
 }
 
 /* ---- the others -------------------------------------------------------------------------------------------------------------- */
@@ -79,6 +105,7 @@ typedef struct fixed_scheme {
     activation_mode activations;
     smoothing_id smoothing;
     output_format format;
+    bool kv_cache;
 } fixed_scheme;
 
 static const fixed_scheme fixed[] = {
@@ -88,35 +115,56 @@ static const fixed_scheme fixed[] = {
      {METHOD_GPTQ, CODE_INT, 8, GROUP_ROW, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_SMOOTHQUANT,
-     OUTPUT_COMPRESSED},
+     OUTPUT_COMPRESSED,
+     false},
+    {"W8A8-INT8-static",
+     "row",
+     "vllm,transformers",
+     {METHOD_GPTQ, CODE_INT, 8, GROUP_ROW, false, NULL},
+     ACTIVATIONS_STATIC,
+     SMOOTHING_SMOOTHQUANT,
+     OUTPUT_COMPRESSED,
+     false},
     {"FP8",
      "row",
      "vllm,transformers",
      {METHOD_RTN, CODE_E4M3, 8, GROUP_ROW, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_NONE,
-     OUTPUT_COMPRESSED},
+     OUTPUT_COMPRESSED,
+     false},
     {"FP8-static",
      "tensor",
      "vllm,transformers",
      {METHOD_RTN, CODE_E4M3, 8, GROUP_TENSOR, false, NULL},
      ACTIVATIONS_STATIC,
      SMOOTHING_NONE,
-     OUTPUT_COMPRESSED},
+     OUTPUT_COMPRESSED,
+     false},
+    {"FP8-KV",
+     "row",
+     "vllm",
+     {METHOD_RTN, CODE_E4M3, 8, GROUP_ROW, false, NULL},
+     ACTIVATIONS_TOKEN,
+     SMOOTHING_NONE,
+     OUTPUT_COMPRESSED,
+     true},
     {"FP8-block",
      "block 128x128",
      "vllm,transformers",
      {METHOD_RTN, CODE_E4M3, 8, FP8_BLOCK, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_NONE,
-     OUTPUT_FP8},
+     OUTPUT_FP8,
+     false},
     {"NF4",
      "block 64",
      "transformers,vllm",
      {METHOD_RTN, CODE_NF4, 4, 64, false, NULL},
      ACTIVATIONS_16,
      SMOOTHING_NONE,
-     OUTPUT_BITSANDBYTES},
+     OUTPUT_BITSANDBYTES,
+     false},
 };
 
 static bool set_fixed(const char *name, named_scheme *s) {
@@ -128,6 +176,7 @@ static bool set_fixed(const char *name, named_scheme *s) {
         s->recipe.base = fixed[i].rule;
         s->recipe.activations = fixed[i].activations;
         s->recipe.smoothing = fixed[i].smoothing;
+        s->recipe.kv_cache = fixed[i].kv_cache;
         return true;
     }
     return false;
@@ -180,13 +229,14 @@ ql_status scheme_find(const char *name, named_scheme *out) {
     out->recipe.asked |= ASKED_METHOD | ASKED_BITS | ASKED_GROUP;
     if (set_fixed(name, out) || set_mix(name, out) || (parse_integer(name, &integer) && set_integer(&integer, out)))
         return QL_OK;
-    return ql_fail(
-        QL_USAGE,
-        "scheme \"%.60s\": expected W2A16, W3A16, W4A16 or W8A16 with -GPTQ or -RTN, or W4A16-AWQ, then -g32, -g64, "
-        "-g128 or nothing; or W8A8-INT8, FP8, FP8-static, FP8-block, NF4; or a GGUF file, Q4_K_M and its kind; for "
-        "instance W4A16-GPTQ-g128; qalib schemes "
-        "lists them",
-        name);
+    return ql_fail(QL_USAGE,
+                   "scheme \"%.60s\": expected W2A16, W3A16, W4A16 or W8A16 with -GPTQ, -RTN or -HQQ, or W4A16-AWQ, "
+                   "then -g32, -g64, "
+                   "-g128 or nothing; or W8A8-INT8, W8A8-INT8-static, FP8, FP8-static, FP8-KV, FP8-block, NF4; or a "
+                   "GGUF file, Q4_K_M and its kind; for instance "
+                   "W4A16-GPTQ-g128; qalib schemes "
+                   "lists them",
+                   name);
 }
 
 statistics_mode scheme_statistics(const recipe *r) {

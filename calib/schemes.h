@@ -1,9 +1,11 @@
 /* Schemes: the names that people type, and what each stands for.
  *
- *   W4A16-GPTQ-g128       W{2,3,4,8}A16-{GPTQ,RTN}, then -g32, -g64, -g128 or nothing for one group per row: GPTQ files
+ *   W4A16-GPTQ-g128       W{2,3,4,8}A16-{GPTQ,RTN,HQQ}, then -g32, -g64, -g128 or nothing for one group per row: GPTQ files, AWQ files
+ *                         for HQQ with 4 bits
  *   W4A16-AWQ             the same with AWQ's scales and clipping, groups of 128 unless -g32 or -g64: AWQ files
- *   W8A8-INT8             SmoothQuant, then GPTQ to 8 bits per row; inputs in 8 bits per token: compressed-tensors
- *   FP8                   E4M3 per row, inputs per token; FP8-static: per tensor, both: compressed-tensors
+ *   W8A8-INT8             SmoothQuant, then GPTQ to 8 bits per row; inputs in 8 bits per token, with -static by calibrated scales:
+ *                         compressed-tensors
+ *   FP8                   E4M3 per row, inputs per token; FP8-static: per tensor, both; FP8-KV: keys and values too: compressed-tensors
  *   FP8-block             E4M3 in blocks of 128 x 128: fp8
  *   NF4                   4-bit normal float in blocks of 64, nested scales: bitsandbytes
  *   Q4_K_M                and the other mixes of formats/layout_gguf.h: one GGUF file, with the importance of inputs where there are data

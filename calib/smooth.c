@@ -8,10 +8,9 @@
 #include "host/status.h"
 
 const char *const folded_names[FOLDED] = {
-    [FOLDED_NORM_IN] = "input_layernorm.weight",
-    [FOLDED_NORM_MLP] = "post_attention_layernorm.weight",
-    [FOLDED_V_BIAS] = "self_attn.v_proj.bias",
-    [FOLDED_UP_BIAS] = "mlp.up_proj.bias",
+    [FOLDED_NORM_IN] = "input_layernorm.weight", [FOLDED_NORM_MLP] = "post_attention_layernorm.weight",
+    [FOLDED_V_BIAS] = "self_attn.v_proj.bias",   [FOLDED_UP_BIAS] = "mlp.up_proj.bias",
+    [FOLDED_K_SCALE] = "self_attn.k_scale",      [FOLDED_V_SCALE] = "self_attn.v_scale",
 };
 
 /* The linear whose rows make an input, LINEARS where a norm does. */
@@ -247,7 +246,11 @@ ql_status smooth_block(const smooth_job *job, block *b, capture captures[SITES],
                                      : ql_no_mat();
         QL_TRY(scaled_copy(job, rows, vectors[linear_site[id]].columns, &b->lin[id].w));
     }
-    for (site_id site = 0; site < SITES; site++)
-        QL_TRY(scaled_copy(job, vectors[site].inverse_columns, vectors[site].inverse_columns, &captures[site].hessian));
+    for (site_id site = 0; site < SITES; site++) {
+        capture *c = &captures[site];
+        QL_TRY(scaled_copy(job, vectors[site].inverse_columns, vectors[site].inverse_columns, &c->hessian));
+        if (ql_is_present(c->min)) QL_TRY(scaled_copy(job, ql_no_mat(), vectors[site].inverse_columns, &c->min));
+        if (ql_is_present(c->max)) QL_TRY(scaled_copy(job, ql_no_mat(), vectors[site].inverse_columns, &c->max));
+    }
     return QL_OK;
 }

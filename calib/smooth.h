@@ -55,7 +55,7 @@ ql_status smooth_loss(const smooth_problem *p, const float *scale, double *loss,
 ql_status smooth_weights(const smooth_problem *p, float *max, float *mean);
 
 /* Chooses the scales of a block from statistics[SITES] (host: moments) and captures[SITES] (device: Hessians), and replaces b's
- * dense weights and captures' Hessians by smoothed copies in `device`.  Results live in `host`. */
+ * dense weights, captures' Hessians and ranges by smoothed copies in `device`.  Results live in `host`. */
 typedef struct smooth_job {
     ql_ctx *ctx;
     ql_arena *device, *host;

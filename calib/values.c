@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "calib/linear.h"
+#include "calib/range.h"
 #include "host/mat.h"
 #include "host/num.h"
 
@@ -108,18 +109,46 @@ ql_status linear_round_values(const linear_job *job, ql_mat w, qmodule *out, lin
     return QL_OK;
 }
 
+static ql_status limit_of(const linear_job *job, ql_mat hist, float largest, float *limit) {
+    uint64_t *count;
+    ql_mark mark = ql_arena_mark(job->host);
+    QL_TRY(ql_arena_download(job->host, job->ctx, hist, (void **)&count));
+    QL_TRY(ql_context(range_limit(job->recipe, job->rule.type, count, largest, job->host, limit), "%s", job->name));
+    ql_arena_release(job->host, mark);
+    return QL_OK;
+}
+
 ql_status linear_find_input_scale(const linear_job *job, qmodule *out) {
+    float limit;
     if (job->recipe->activations != ACTIVATIONS_STATIC) return QL_OK;
     if (!job->input || !ql_is_present(job->input->max))
         return ql_fail(QL_MISMATCH, "%s: static activations need the range of its input, which the statistics lack",
                        job->name);
-    capture moments = *job->input;
-    stats_site range;
-    float largest = 0;
-    moments.hessian = ql_no_mat();
-    QL_TRY(capture_download(job->ctx, &moments, job->host, &range));
-    for (int64_t i = 0; i < out->k; i++) largest = fmaxf(largest, fmaxf(range.max[i], -range.min[i]));
+    QL_TRY(capture_largest(job->ctx, job->input, &limit));
+    if (job->recipe->range != RANGE_MINMAX && !ql_is_present(job->input->hist))
+        return ql_fail(QL_MISMATCH, "%s: range %s needs a histogram of its input, which the statistics lack", job->name,
+                       range_names[job->recipe->range]);
+    if (job->recipe->range != RANGE_MINMAX && limit > 0) QL_TRY(limit_of(job, job->input->hist, limit, &limit));
     QL_TRY(ql_take(job->host, 1, sizeof *out->input_scale, &out->input_scale));
-    *out->input_scale = fmaxf(largest / largest_code(out->type), LEAST_SCALE);
+    *out->input_scale = fmaxf(limit / largest_code(out->type), LEAST_SCALE);
+    return QL_OK;
+}
+
+/* Modules that runtimes fuse share the scale of a tensor: the range of all their weights, before any is replaced. */
+ql_status linear_tensor_range(const linear_job *job, const block *b, site_id site, float *limit) {
+    ql_mat hist;
+    ql_mark mark = ql_arena_mark(job->device);
+    bool counted = job->recipe->range != RANGE_MINMAX;
+    *limit = 0;
+    if (counted) QL_TRY(capture_zeros(job->ctx, QL_U64, 1, STATS_HIST_BINS, job->device, &hist));
+    for (linear_id id = 0; id < LINEARS; id++) {
+        float own = 0;
+        if (linear_site[id] != site) continue;
+        QL_TRY(linear_largest(job, b->lin[id].w, &own));
+        if (counted) QL_TRY(ql_abs_hist(job->ctx, b->lin[id].w, hist));
+        *limit = fmaxf(*limit, own);
+    }
+    if (counted && *limit > 0) QL_TRY(limit_of(job, hist, *limit, limit));
+    ql_arena_release(job->device, mark);
     return QL_OK;
 }

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-#include "host/grid.h"
+#include "host/hqq.h"
 
 enum { WARPS = 8 };
 static_assert((int)QL_LANES == (int)WARP, "host/grid.h sums over the lanes of a warp");
@@ -54,6 +54,56 @@ static __device__ ql_step best_step(ql_grid_rule rule, ql_range range, const flo
     return best;
 }
 
+/* ---- HQQ ----------------------------------------------------------------------------------------------------------------------- */
+
+static __device__ ql_hqq_sums iterate(const float *w, const int32_t *column, int size, const ql_hqq *state, int maxq) {
+    ql_hqq_sums sums = {0, 0};
+    for (int i = threadIdx.x % WARP; i < size; i += WARP) {
+        ql_hqq_sums term = ql_hqq_term(w[column[i]], state, maxq);
+        sums.error += term.error, sums.zero += term.zero;
+    }
+    sums.error = warp_sum(sums.error), sums.zero = warp_sum(sums.zero);
+    return sums;
+}
+
+static __device__ ql_step fitted_step(const float *w, const int32_t *column, int size, ql_step step, float least,
+                                      int maxq) {
+    ql_step best = step;
+    for (int round = 0; round < QL_HQQ_FITS; round++) {
+        ql_hqq_fit sums = {0, 0};
+        for (int i = threadIdx.x % WARP; i < size; i += WARP) {
+            ql_hqq_fit term = ql_hqq_fit_term(w[column[i]], best, maxq);
+            sums.product += term.product, sums.square += term.square;
+        }
+        sums.product = warp_sum(sums.product), sums.square = warp_sum(sums.square);
+        if (!ql_hqq_fitted(sums, &step)) return best;
+        float cost = cost_of(w, NULL, column, size, step, maxq);
+        if (!(cost < least)) return best;
+        least = cost, best = step;
+    }
+    return best;
+}
+
+static __device__ ql_step half_quadratic_step(ql_grid_rule rule, ql_range range, const float *w, const int32_t *column,
+                                              int size, int maxq) {
+    ql_step best = {0, 0}, step;
+    float least = INFINITY;
+    for (int i = 0; i < 2 * QL_HQQ_SHARES; i++) {
+        if (!ql_grid_candidate(rule, range, maxq, i / 2 * 2 * QL_HQQ_STRIDE + i % 2, &step)) continue;
+        if (i == 0 && (size == 0 || !isfinite(step.scale))) return step;
+        ql_hqq state = ql_hqq_begin(step);
+        for (int more = 1, tried = 0;;) {
+            step.zero = ql_hqq_zero(&state, maxq);
+            float cost = step.zero == tried ? INFINITY : cost_of(w, NULL, column, size, step, maxq);
+            if (cost < least) least = cost, best = step;
+            if (!more) break;
+            tried = step.zero;
+            more = ql_hqq_advance(&state, iterate(w, column, size, &state, maxq), (float)size);
+        }
+    }
+    return fitted_step(w, column, size, best, least, maxq);
+}
+
 /* bad: the first row and group whose scale FP16 cannot hold. */
 static __global__ void search_kernel(ql_mat w, const float *importance, groups all, ql_grid_rule rule, ql_grid grid,
                                      unsigned long long *bad) {
@@ -65,6 +115,7 @@ static __global__ void search_kernel(ql_mat w, const float *importance, groups a
     ql_range range = range_of(from, column, size);
     ql_step step;
     if (rule.literature) step.scale = (float)ql_literature_step(range.lo, range.hi, rule.symmetric, maxq, &step.zero);
+    else if (rule.half_quadratic) step = half_quadratic_step(rule, range, from, column, size, maxq);
     else step = best_step(rule, range, from, importance, column, size, maxq);
     if (threadIdx.x % WARP) return;
     row_of<float>(grid.scale, row)[g] = step.scale;

@@ -43,7 +43,16 @@ const char *layout_name(layout_id id) { return layouts[id]->name; }
 
 const char *layout_method(const layout_scheme *scheme) { return layouts[scheme->layout]->quant_method; }
 
-ql_status layout_check(const layout_scheme *scheme) { return layouts[scheme->layout]->check(scheme); }
+ql_status layout_check(const layout_scheme *scheme) {
+    if (scheme->kv_cache && scheme->layout != LAYOUT_COMPRESSED)
+        return ql_fail(QL_MISMATCH, "%s files have no scales of a key/value cache, compressed-tensors files have",
+                       layout_name(scheme->layout));
+    if (scheme->input_zeros &&
+        (scheme->layout != LAYOUT_COMPRESSED || scheme->type != CODE_INT || scheme->activations != ACTIVATIONS_TOKEN))
+        return ql_fail(QL_MISMATCH,
+                       "inputs with zero points: compressed-tensors files have them, for integers per token");
+    return layouts[scheme->layout]->check(scheme);
+}
 
 ql_status layout_config(const layout_scheme *scheme, json_t **quantization_config) {
     *quantization_config = NULL;

@@ -72,8 +72,10 @@ typedef struct layout_scheme {
     int bits;
     int64_t group; /* GROUP_ROW, GROUP_TENSOR, or inputs per group; CODE_E4M3: 128 are blocks of 128 x 128 */
     activation_mode activations;
-    ql_dtype dtype; /* of what is not quantized: bitsandbytes repeats it; QL_BF16 or anything else for F16 */
-    bool bytes;     /* compressed-tensors: a code is a byte, not a part of a packed word */
+    ql_dtype dtype;   /* of what is not quantized: bitsandbytes repeats it; QL_BF16 or anything else for F16 */
+    bool bytes;       /* compressed-tensors: a code is a byte, not a part of a packed word */
+    bool input_zeros; /* 8-bit inputs per token have zero points */
+    bool kv_cache;    /* compressed-tensors: runtimes keep keys and values in E4M3, with a scale per layer for each */
     bool symmetric, desc_act, static_groups, true_sequential;
     int version; /* GPTQ: 1 or 2 */
     double damp;

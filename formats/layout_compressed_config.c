@@ -42,7 +42,7 @@ static json_t *input_arguments(const layout_scheme *s) {
     bool blocks = s->type == CODE_E4M3 && s->group > 0;
     if (s->activations == ACTIVATIONS_16) return json_null();
     if (s->activations == ACTIVATIONS_STATIC) return arguments(type, 8, true, "tensor", 0, false, NULL);
-    return arguments(type, 8, true, blocks ? "group" : "token", FP8_BLOCK, true, NULL);
+    return arguments(type, 8, !s->input_zeros, blocks ? "group" : "token", FP8_BLOCK, true, NULL);
 }
 
 static json_t *config_group(const layout_scheme *s, json_t *targets, int bits, int64_t group) {
@@ -91,10 +91,11 @@ ql_status layout_compressed_config(const layout_scheme *scheme, json_t **quantiz
         json_decref(groups);
         return status;
     }
+    json_t *cache = scheme->kv_cache ? arguments("float", 8, true, "tensor", 0, false, NULL) : json_null();
     *quantization_config =
-        json_pack("{s:s, s:s, s:s, s:n, s:n, s:o, s:o}", "quant_method", "compressed-tensors", "format",
+        json_pack("{s:s, s:s, s:s, s:n, s:o, s:o, s:o}", "quant_method", "compressed-tensors", "format",
                   format_of(scheme), "quantization_status", "compressed", "global_compression_ratio", "kv_cache_scheme",
-                  "ignore", ignore, "config_groups", groups);
+                  cache, "ignore", ignore, "config_groups", groups);
     return *quantization_config ? QL_OK : no_memory();
 }
 
@@ -126,7 +127,7 @@ static ql_status read_group(const json_t *weights, const char *key, code_type ty
                    key, strategy);
 }
 
-static ql_status read_activations(const json_t *group, const char *key, activation_mode *mode) {
+static ql_status read_activations(const json_t *group, const char *key, activation_mode *mode, bool *zeros) {
     const json_t *inputs = json_object_get(group, "input_activations"),
                  *outputs = json_object_get(group, "output_activations");
     bool dynamic = false, symmetric = true;
@@ -136,9 +137,31 @@ static ql_status read_activations(const json_t *group, const char *key, activati
     if (!inputs || json_is_null(inputs)) return QL_OK;
     QL_TRY(ql_json_bool_or(inputs, key, "dynamic", &dynamic));
     QL_TRY(ql_json_bool_or(inputs, key, "symmetric", &symmetric));
-    if (!symmetric) return ql_fail(QL_MISMATCH, "%s: %s: asymmetric input_activations cannot be read", place, key);
+    if (!symmetric && !dynamic)
+        return ql_fail(QL_MISMATCH, "%s: %s: static asymmetric input_activations cannot be read", place, key);
+    *zeros = !symmetric;
     *mode = dynamic ? ACTIVATIONS_TOKEN : ACTIVATIONS_STATIC;
     return QL_OK;
+}
+
+/* FP8 with one scale is all that loaders know. */
+static ql_status read_kv_cache(const json_t *config, bool *kv_cache) {
+    static const char key[] = "kv_cache_scheme";
+    const json_t *cache = json_object_get(config, key);
+    const char *type = "", *strategy = "tensor";
+    bool symmetric = true, dynamic = false;
+    int64_t bits = 0;
+    *kv_cache = cache && !json_is_null(cache);
+    if (!*kv_cache) return QL_OK;
+    if (!json_is_object(cache)) return ql_fail(QL_FORMAT, "%s: %s must be an object", place, key);
+    QL_TRY(ql_json_int(cache, key, "num_bits", 1, 64, &bits));
+    QL_TRY(ql_json_string(cache, key, "type", &type));
+    QL_TRY(ql_json_string_or(cache, key, "strategy", &strategy));
+    QL_TRY(ql_json_bool_or(cache, key, "symmetric", &symmetric));
+    QL_TRY(ql_json_bool_or(cache, key, "dynamic", &dynamic));
+    if (bits == 8 && strcmp(type, "float") == 0 && strcmp(strategy, "tensor") == 0 && symmetric && !dynamic)
+        return QL_OK;
+    return ql_fail(QL_MISMATCH, "%s: %s: only 8-bit floats with one static scale can be read", place, key);
 }
 
 /* One of config_groups as a scheme of its own. */
@@ -160,7 +183,7 @@ static ql_status read_scheme(const json_t *group, const char *key, bool bytes, l
     if (bits != 8 && (bytes || bits != 4 || out->type != CODE_INT))
         return ql_fail(QL_MISMATCH, "%s: %s: \"%s\" weights of %lld bits cannot be read", place, key, type,
                        (long long)bits);
-    QL_TRY(read_activations(group, key, &out->activations));
+    QL_TRY(read_activations(group, key, &out->activations, &out->input_zeros));
     return read_group(weights, key, out->type, &out->group);
 }
 
@@ -187,7 +210,7 @@ static ql_status read_groups(const json_t *groups, bool bytes, layout_scheme *ou
         QL_TRY(read_scheme(group, key, bytes, &one));
         if (first) *out = one;
         if (one.type != out->type || one.symmetric != out->symmetric || one.activations != out->activations ||
-            one.desc_act != out->desc_act || (bytes && one.group != out->group))
+            one.input_zeros != out->input_zeros || one.desc_act != out->desc_act || (bytes && one.group != out->group))
             return ql_fail(QL_MISMATCH, "%s: %s: differs from the first group in more than bits and group size", place,
                            key);
         first = false;
@@ -217,6 +240,7 @@ ql_status layout_compressed_read(const checkpoint *ck, layout_scheme *out) {
                        out->type == CODE_E4M3 ? "float" : "int");
     out->ignored = ignored;
     out->groups = groups;
+    QL_TRY(read_kv_cache(config, &out->kv_cache));
     return QL_OK;
 }
 

@@ -342,6 +342,9 @@ ql_status ql_grid_search(ql_ctx *ctx, ql_mat w, ql_mat importance, const ql_grid
     QL_TRY(check_optional("grid_search: importance", importance, QL_F32, 1, w.cols));
     QL_TRY(check_host("grid_search: rule", rule));
     if (rule->literature && rule->search) return ql_fail(QL_INVALID, "grid_search: literature grids are not searched");
+    if (rule->half_quadratic && (rule->symmetric || rule->search || rule->literature || ql_is_present(importance)))
+        return ql_fail(QL_INVALID, "grid_search: half-quadratic grids are asymmetric, and neither searched in squares, "
+                                   "the literature's, nor weighted");
     QL_TRY(check_grid("grid_search: grid", grid, w.rows, w.cols));
     return w.rows && w.cols ? ctx->ops->grid_search(ctx, w, importance, rule, grid) : QL_OK;
 }
@@ -367,7 +370,7 @@ ql_status ql_clip_search(ql_ctx *ctx, ql_mat w, ql_mat h, const ql_grid_rule *ru
     QL_TRY(check_mat("clip_search: w", w, QL_F32, ANY, ANY));
     QL_TRY(check_mat("clip_search: h", h, QL_F32, w.cols, w.cols));
     QL_TRY(check_host("clip_search: rule", rule));
-    if (rule->search || rule->literature)
+    if (rule->search || rule->literature || rule->half_quadratic)
         return ql_fail(QL_INVALID, "clip_search: the rule is plain, symmetric or not: clipping is the search");
     QL_TRY(check_grid("clip_search: grid", grid, w.rows, w.cols));
     if (ql_is_present(grid->g_idx))

@@ -310,9 +310,10 @@ QL_API ql_status ql_unpack(ql_ctx *ctx, ql_mat words, int bits, ql_mat codes);
  *   symmetric: zero = 2^(bits-1), else in 1 .. 2^bits-1 (0 cannot be stored by GPTQ v1), the range always contains 0.
  *   search: instead of taking the range of the weights, the candidate of least squared error, each column weighted by
  *           importance[k] (F32 [1][k], for instance the diagonal of H; absent: all equal).
- *   literature: grids of the GPTQ paper's code: scale not rounded to FP16, zero point free in 0 .. 2^bits-1. */
+ *   literature: grids of the GPTQ paper's code: scale not rounded to FP16, zero point free in 0 .. 2^bits-1.
+ *   half_quadratic: HQQ's search for range and zero point (host/hqq.h); asymmetric, without importance. */
 typedef struct ql_grid_rule {
-    int symmetric, search, literature;
+    int symmetric, search, literature, half_quadratic;
 } ql_grid_rule;
 QL_API ql_status ql_grid_search(ql_ctx *ctx, ql_mat w, ql_mat importance, const ql_grid_rule *rule, ql_grid *grid);
 

@@ -5,8 +5,8 @@ cd "$(dirname "$0")/.."
 
 declare -A allowed=(
     [host]='host/'
-    [host/cpu]='host/((qalib|ops|mem|mat|num|index|grid|kquant|nf4|rng|status|fault|log|packed|product|tiles|values)|cpu/[a-z0-9_]+)\.h'
-    [cuda]='(host/(qalib|ops|mem|mat|num|fragment|index|grid|kquant|nf4|rng|status|packed|product|schedule|syrk|tiles|values)|cuda/[a-z0-9_]+)\.(h|cuh)'
+    [host/cpu]='host/((qalib|ops|mem|mat|num|index|grid|hqq|kquant|nf4|rng|status|fault|log|packed|product|tiles|values)|cpu/[a-z0-9_]+)\.h'
+    [cuda]='(host/(qalib|ops|mem|mat|num|fragment|index|grid|hqq|kquant|nf4|rng|status|packed|product|schedule|syrk|tiles|values)|cuda/[a-z0-9_]+)\.(h|cuh)'
     [formats]='(host|formats)/'
     [calib]='(host|formats|calib)/'
     [tests]='(host|formats|calib|tests)/|cuda/[a-z0-9_]+\.cuh'

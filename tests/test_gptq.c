@@ -32,7 +32,7 @@ static ql_mat run_gptq(backend *b, ql_mat w, ql_mat h, double shift, ql_mat orde
 static ql_grid searched_grid(backend *b, ql_mat w, shape s) {
     ql_mat g_idx = s.scattered ? scattered_groups(b, s.k, s.group) : ql_no_mat();
     ql_grid grid = poisoned_grid(b, s.bits, s.n, s.k, s.group, g_idx), d = upload_grid(b, grid);
-    ql_grid_rule rule = {s.symmetric, 0, 0};
+    ql_grid_rule rule = {.symmetric = s.symmetric};
     assert_ok(ql_grid_search(b->ctx, upload(b, w), ql_no_mat(), &rule, &d));
     download_grid(b, d, grid);
     return grid;

@@ -12,83 +12,7 @@
 #include "host/file.h"
 #include "host/mat.h"
 #include "host/rng.h"
-#include "tests/make.h"
-
-enum { ROWS = 8, LENGTH = 32 };
-
-/* A directory with model/, tokens.h5, and room for outputs. */
-typedef struct place {
-    char dir[MAKE_PATH], model[MAKE_PATH + 16], tokens[MAKE_PATH + 16], out[MAKE_PATH + 16], work[MAKE_PATH + 16];
-    ql_ctx *ctx;
-    ql_arena *arena;
-} place;
-
-static place open_place(const make_model *m) {
-    place p;
-    make_dir(p.dir);
-    snprintf(p.model, sizeof p.model, "%s/model", p.dir);
-    snprintf(p.tokens, sizeof p.tokens, "%s/tokens.h5", p.dir);
-    snprintf(p.out, sizeof p.out, "%s/out", p.dir);
-    snprintf(p.work, sizeof p.work, "%s/work", p.dir);
-    assert_ok(ql_dir_make(p.model));
-    assert_ok(make_checkpoint(p.model, m));
-    assert_ok(ql_ctx_open("cpu", 2, &p.ctx));
-    assert_ok(ql_arena_open(NULL, &p.arena));
-    int32_t ids[ROWS * LENGTH];
-    int64_t start[ROWS + 1];
-    for (int i = 0; i < ROWS * LENGTH; i++) ids[i] = (int32_t)(ql_random(5, (uint64_t)i) % (uint64_t)m->vocab);
-    for (int s = 0; s <= ROWS; s++) start[s] = s * LENGTH;
-    const token_file t = {
-        .n_seq = ROWS, .seq_len = LENGTH, .vocab = m->vocab, .n_tokens = ROWS * LENGTH, .ids = ids, .start = start};
-    assert_ok(tokens_write(p.tokens, &t, "random", 5));
-    return p;
-}
-
-static void close_place(place *p) {
-    ql_ctx_close(p->ctx);
-    ql_arena_close(p->arena);
-    assert_ok(ql_dir_remove(p->dir));
-}
-
-static quantize_request request_of(const place *p, int bits) {
-    quantize_request r = {.model_dir = p->model,
-                          .out_dir = p->out,
-                          .work_dir = p->work,
-                          .tokens_path = p->tokens,
-                          .mode = STATISTICS_PROPAGATED,
-                          .shard_size = 5000000000u};
-    recipe_defaults(&r.recipe);
-    r.recipe.base.bits = bits;
-    r.recipe.base.group = 32;
-    return r;
-}
-
-static json_t *quantize(place *p, quantize_request *r) {
-    json_t *report;
-    verify_result found;
-    assert_ok(recipe_check(&r->recipe));
-    assert_ok(quantize_run(p->ctx, r, 1, &report));
-    assert_ok(verify_directory(r->out_dir, p->model, p->arena, &found));
-    if (found.findings) fail_msg("%s", found.finding[0]);
-    return report;
-}
-
-/* Mean KL of a directory against the original, on the calibration rows. */
-static double kl_of(place *p, const char *dir) {
-    model m, base;
-    token_file tokens;
-    progress *quiet;
-    evaluation e;
-    assert_ok(tokens_read(p->tokens, p->arena, &tokens));
-    assert_ok(model_open(p->ctx, dir, &m));
-    assert_ok(model_open(p->ctx, p->model, &base));
-    assert_ok(progress_open(PROGRESS_NONE, "test", 1, &quiet));
-    assert_ok(evaluate(p->ctx, &m, &base, &tokens, quiet, &e));
-    progress_close(quiet);
-    model_close(&m);
-    model_close(&base);
-    return e.kld_mean;
-}
+#include "tests/place.h"
 
 /* Every architecture survives the trip; 8 bits are 16 times finer than 4, their KL (quadratic in the error) at least 50 times less. */
 static void every_architecture_is_quantized_and_read_back(void **state) {
@@ -96,17 +20,17 @@ static void every_architecture_is_quantized_and_read_back(void **state) {
     const arch all[] = {ARCH_LLAMA, ARCH_MISTRAL, ARCH_QWEN2, ARCH_QWEN3};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
         make_model m = make_tiny(all[i]);
-        place p = open_place(&m);
+        place p = place_open(&m);
         double kl[2];
         for (int b = 0; b < 2; b++) {
-            quantize_request r = request_of(&p, b ? 8 : 4);
-            json_decref(quantize(&p, &r));
-            kl[b] = kl_of(&p, p.out);
+            quantize_request r = place_request(&p, b ? 8 : 4);
+            json_decref(place_quantize(&p, &r));
+            kl[b] = place_kl(&p, p.out, false);
             assert_ok(ql_dir_remove(p.out));
             assert_ok(ql_dir_remove(p.work));
         }
         if (!(kl[0] > 0 && kl[0] < 0.05 && kl[1] < kl[0] / 50)) fail_msg("%d: KL %g and %g", (int)all[i], kl[0], kl[1]);
-        close_place(&p);
+        place_close(&p);
     }
 }
 
@@ -118,21 +42,21 @@ static void trap18_smoothed_models_are_read_back(void **state) {
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
         make_model m = make_tiny(all[i]);
         m.mlp_bias = m.attention_bias = all[i] == ARCH_LLAMA;
-        place p = open_place(&m);
+        place p = place_open(&m);
         double kl[SMOOTHINGS];
         for (smoothing_id which = 0; which < SMOOTHINGS; which++) {
-            quantize_request r = request_of(&p, 8);
+            quantize_request r = place_request(&p, 8);
             r.mode = STATISTICS_FP;
             r.recipe.smoothing = which;
             r.recipe.base.method = METHOD_RTN;
-            json_decref(quantize(&p, &r));
-            kl[which] = kl_of(&p, p.out);
+            json_decref(place_quantize(&p, &r));
+            kl[which] = place_kl(&p, p.out, false);
             assert_ok(ql_dir_remove(p.out));
             assert_ok(ql_dir_remove(p.work));
             if (!(kl[which] <= 1.5 * kl[0]))
                 fail_msg("%d, %s: KL %g, without %g", (int)all[i], smoothing_names[which], kl[which], kl[0]);
         }
-        close_place(&p);
+        place_close(&p);
     }
 }
 
@@ -150,12 +74,12 @@ static void outputs_of_one_pass_are_those_of_their_own(void **state) {
     (void)state;
     enum { PARTS = 3 };
     make_model m = make_tiny(ARCH_QWEN2);
-    place p = open_place(&m);
+    place p = place_open(&m);
     quantize_request alone[PARTS], together[PARTS];
     char dirs[4 * PARTS][MAKE_PATH + 16];
     json_t *reports[PARTS];
     for (int i = 0; i < PARTS; i++) {
-        quantize_request r = request_of(&p, i == 1 ? 3 : 4);
+        quantize_request r = place_request(&p, i == 1 ? 3 : 4);
         r.mode = STATISTICS_FP;
         r.resume = true;
         r.recipe.smoothing = i == 2 ? SMOOTHING_AWQ : SMOOTHING_NONE;
@@ -177,7 +101,7 @@ static void outputs_of_one_pass_are_those_of_their_own(void **state) {
         assert_same_weights(&p, a, b);
         json_decref(reports[i]);
     }
-    close_place(&p);
+    place_close(&p);
 }
 
 static double flops_of(const json_t *report, const char *name) {
@@ -194,37 +118,37 @@ static double flops_of(const json_t *report, const char *name) {
 static void rows_pass_only_where_they_count(void **state) {
     (void)state;
     make_model m = make_tiny(ARCH_LLAMA);
-    place p = open_place(&m);
+    place p = place_open(&m);
     for (int clip = 0; clip < 2; clip++) {
-        quantize_request r = request_of(&p, 4);
+        quantize_request r = place_request(&p, 4);
         r.recipe.base.method = METHOD_RTN;
         r.recipe.clip = clip;
-        json_t *report = quantize(&p, &r);
+        json_t *report = place_quantize(&p, &r);
         assert_int_equal(flops_of(report, "forward") > 0, clip);
         json_decref(report);
         assert_ok(ql_dir_remove(p.out));
         assert_ok(ql_dir_remove(p.work));
     }
-    close_place(&p);
+    place_close(&p);
 }
 
 /* A dense output is the dequantized result: the same KL as the packed one but for the rounding of weights to BF16. */
 static void dense_output_holds_the_same_model(void **state) {
     (void)state;
     make_model m = make_tiny(ARCH_LLAMA);
-    place p = open_place(&m);
-    quantize_request r = request_of(&p, 3);
-    json_decref(quantize(&p, &r));
-    double packed = kl_of(&p, p.out);
+    place p = place_open(&m);
+    quantize_request r = place_request(&p, 3);
+    json_decref(place_quantize(&p, &r));
+    double packed = place_kl(&p, p.out, false);
     assert_ok(ql_dir_remove(p.out));
     assert_ok(ql_dir_remove(p.work));
     r.format = OUTPUT_DENSE;
     json_t *report;
     assert_ok(quantize_run(p.ctx, &r, 1, &report));
     json_decref(report);
-    double dense = kl_of(&p, p.out);
+    double dense = place_kl(&p, p.out, false);
     if (!(fabs(dense / packed - 1) < 0.05)) fail_msg("packed %g, dense %g", packed, dense);
-    close_place(&p);
+    place_close(&p);
 }
 
 /* A runtime fuses q, k, v and gate, up and keeps one scale of each: theirs are the same, of weights and of inputs. */
@@ -234,13 +158,13 @@ static void trap26_static_scales_are_those_of_the_fused_module(void **state) {
                                            {"self_attn.q_proj", "self_attn.v_proj"},
                                            {"mlp.gate_proj", "mlp.up_proj"}};
     make_model m = make_tiny(ARCH_QWEN2);
-    place p = open_place(&m);
+    place p = place_open(&m);
     named_scheme s;
     checkpoint *out;
     assert_ok(scheme_find("FP8-static", &s));
-    quantize_request r = request_of(&p, 8);
+    quantize_request r = place_request(&p, 8);
     r.recipe = s.recipe, r.format = s.format, r.mode = STATISTICS_FP;
-    json_decref(quantize(&p, &r));
+    json_decref(place_quantize(&p, &r));
     assert_ok(checkpoint_open(p.out, &out));
     for (int64_t layer = 0; layer < m.layers; layer++)
         for (int i = 0; i < 6; i++) {
@@ -257,7 +181,7 @@ static void trap26_static_scales_are_those_of_the_fused_module(void **state) {
             if (scale[0] != scale[1] || !(scale[0] > 0)) fail_msg("%s: %g and %g", name, scale[0], scale[1]);
         }
     checkpoint_close(out);
-    close_place(&p);
+    place_close(&p);
 }
 
 /* Rows of different length: what stands behind their ends in the file is nobody's token. */
@@ -265,7 +189,7 @@ static void trap50_padding_is_not_counted(void **state) {
     (void)state;
     static const int64_t start[] = {0, 32, 33, 50};
     make_model m = make_tiny(ARCH_LLAMA);
-    place p = open_place(&m);
+    place p = place_open(&m);
     int32_t ids[50];
     for (int i = 0; i < 50; i++) ids[i] = (int32_t)(ql_random(6, (uint64_t)i) % (uint64_t)m.vocab);
     const token_file ragged = {
@@ -288,28 +212,28 @@ static void trap50_padding_is_not_counted(void **state) {
                 assert_true(fabs(s->hessian[i * s->k + i] - s->sum_sq[i]) <= 1e-5 * s->sum_sq[i]);
         }
     }
-    close_place(&p);
+    place_close(&p);
 }
 
 static void report_counts_every_module(void **state) {
     (void)state;
     make_model m = make_tiny(ARCH_LLAMA);
-    place p = open_place(&m);
-    quantize_request r = request_of(&p, 4);
-    json_t *report = quantize(&p, &r), *totals = json_object_get(report, "totals");
+    place p = place_open(&m);
+    quantize_request r = place_request(&p, 4);
+    json_t *report = place_quantize(&p, &r), *totals = json_object_get(report, "totals");
     assert_int_equal(json_integer_value(json_object_get(totals, "modules_quantized")), m.layers * LINEARS);
     assert_int_equal(json_integer_value(json_object_get(totals, "fallbacks")), 0);
     assert_true(json_real_value(json_object_get(totals, "loss_over_rtn")) < 1);
     assert_string_equal(json_string_value(json_object_get(report, "statistics")), "propagated");
     json_decref(report);
-    close_place(&p);
+    place_close(&p);
 }
 
 /* What a layer's file gives back is what was put in, bit for bit, g_idx included. */
 static void committed_layer_reads_back(void **state) {
     (void)state;
     make_model m = make_tiny(ARCH_LLAMA);
-    place p = open_place(&m);
+    place p = place_open(&m);
     model loaded;
     assert_ok(model_open(p.ctx, p.model, &loaded));
     const engine e = {.model = &loaded};
@@ -354,7 +278,7 @@ static void committed_layer_reads_back(void **state) {
     assert_refused(layer_load(p.out, &e, 1, rules, p.arena, &got), QL_FORMAT, "up_proj.codes");
     assert_int_equal(unlink(p.out), 0);
     model_close(&loaded);
-    close_place(&p);
+    place_close(&p);
 }
 
 int main(void) {

@@ -359,6 +359,46 @@ static void config_of_every_profile(void **state) {
     }
 }
 
+/* The object of the specification, byte for byte as JSON goes; without a cache the key is null. */
+static void trap26_cache_scheme_has_the_ten_keys(void **state) {
+    (void)state;
+    json_t *config,
+        *expected =
+            json_loads("{\"num_bits\": 8, \"type\": \"float\", \"symmetric\": true, \"strategy\": \"tensor\", "
+                       "\"group_size\": null, \"block_structure\": null, \"dynamic\": false, \"actorder\": null, "
+                       "\"observer\": \"minmax\", \"observer_kwargs\": {}}",
+                       0, NULL);
+    for (int with = 0; with < 2; with++) {
+        layout_scheme scheme = packed(4, 32, true);
+        scheme.kv_cache = with;
+        assert_ok(layout_config(&scheme, &config));
+        const json_t *cache = json_object_get(config, "kv_cache_scheme");
+        assert_true(with ? json_equal(cache, expected) : json_is_null(cache));
+        json_decref(config);
+    }
+    json_decref(expected);
+    layout_scheme other = {.layout = LAYOUT_AWQ, .bits = 4, .group = 128, .kv_cache = true};
+    assert_refused(layout_check(&other), QL_MISMATCH, "AWQ files have no scales of a key/value cache");
+}
+
+/* Per token nothing is stored but the word; there and back through config.json. */
+static void input_zero_points_are_said_by_the_config(void **state) {
+    (void)state;
+    json_t *config;
+    layout_scheme scheme = bytes(CODE_INT, GROUP_ROW, ACTIVATIONS_TOKEN),
+                  fp8 = bytes(CODE_E4M3, GROUP_ROW, ACTIVATIONS_TOKEN);
+    scheme.input_zeros = true;
+    assert_ok(layout_config(&scheme, &config));
+    const json_t *group = json_object_get(json_object_get(config, "config_groups"), "group_0");
+    assert_true(json_is_false(json_object_get(json_object_get(group, "input_activations"), "symmetric")));
+    assert_true(json_is_true(json_object_get(json_object_get(group, "weights"), "symmetric")));
+    json_decref(config);
+    fp8.input_zeros = true;
+    assert_refused(layout_check(&fp8), QL_MISMATCH, "inputs with zero points");
+    scheme.activations = ACTIVATIONS_STATIC;
+    assert_refused(layout_check(&scheme), QL_MISMATCH, "inputs with zero points");
+}
+
 static void trap23_status_is_compressed(void **state) {
     (void)state;
     qmodule q = layout_module(16, 64, 4, 32, true), back;
@@ -479,6 +519,12 @@ static void trap13_configs_that_lie_or_cannot_be_read(void **state) {
         {"\"format\": \"pack-quantized\", \"ignore\": [\"re:*\"], " WEIGHTS(
              "\"num_bits\": 4, \"strategy\": \"group\", \"group_size\": 32"),
          QL_FORMAT, "no valid pattern"},
+        {"\"format\": \"pack-quantized\", \"kv_cache_scheme\": {\"num_bits\": 8, \"type\": \"int\"}, " WEIGHTS(
+             "\"num_bits\": 4, \"strategy\": \"group\", \"group_size\": 32"),
+         QL_MISMATCH, "kv_cache_scheme: only 8-bit floats"},
+        {"\"format\": \"pack-quantized\", \"kv_cache_scheme\": 8, " WEIGHTS(
+             "\"num_bits\": 4, \"strategy\": \"group\", \"group_size\": 32"),
+         QL_FORMAT, "kv_cache_scheme must be an object"},
     };
     qmodule q = layout_module(16, 64, 4, 32, true), back;
     layout_scheme scheme = packed(4, 32, true);
@@ -554,6 +600,8 @@ int main(void) {
         TEST(tensor_scale_of_other_writers),
         TEST(what_cannot_be_held_is_refused),
         TEST(config_of_every_profile),
+        TEST(trap26_cache_scheme_has_the_ten_keys),
+        TEST(input_zero_points_are_said_by_the_config),
         TEST(trap23_status_is_compressed),
         TEST(trap27_head_is_ignored_and_skipped_modules_by_full_name),
         TEST(overrides_become_groups_with_names),

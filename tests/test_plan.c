@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "calib/plan.h"
+#include "calib/targets.h"
 #include "formats/json.h"
 #include "host/file.h"
 #include "host/log.h"
@@ -375,52 +376,111 @@ static void nothing_left_is_refused(void **state) {
 
 /* ---- targets ---------------------------------------------------------------------------------------------------------------- */
 
-static const char *target_reason(const model_config *config, const char *text, target_id target) {
+static const char *target_reason(const model_config *config, const char *text, layout_id layout, target_id target,
+                                 int64_t ranks) {
     recipe r = recipe_of(text);
     module_table t;
     char *reason;
-    assert_ok(modules_resolve(&r, LAYOUT_GPTQ, config, arena, &t));
-    assert_ok(modules_target_obstacle(&t, &r, config, target, arena, &reason));
+    assert_ok(modules_resolve(&r, layout, config, arena, &t));
+    assert_ok(target_obstacle(&t, &r, config, layout, target, ranks, arena, &reason));
     return reason;
 }
 
-static void loaders_have_limits(void **state) {
+/* One row per limit of a loader; words NULL: it loads. */
+typedef struct target_row {
+    const model_config *config;
+    const char *text;
+    layout_id layout;
+    target_id target;
+    int64_t ranks;
+    const char *words;
+} target_row;
+
+static void check_rows(const target_row *rows, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const target_row *row = &rows[i];
+        const char *reason = target_reason(row->config, row->text, row->layout, row->target, row->ranks);
+        if (!row->words && reason) fail_msg("row %zu: %s", i, reason);
+        if (row->words && (!reason || !strstr(reason, row->words)))
+            fail_msg("row %zu: \"%s\" does not say \"%s\"", i, reason ? reason : "", row->words);
+    }
+}
+
+static void loaders_of_gptq_have_limits(void **state) {
     (void)state;
     model_config fits = small(256, 512, 4, 2, 64);
     model_config narrow = small(256, 512, 4, 2, 16); /* k, v: N = 32; o: K = 64 */
     model_config odd = small(192, 512, 3, 3, 64);    /* K = 192 */
-    const struct {
-        const model_config *config;
-        const char *text;
-        target_id target;
-        const char *words; /* NULL: it loads */
-    } rows[] = {
-        {&fits, NULL, TARGET_VLLM, NULL},
-        {&fits, NULL, TARGET_TRANSFORMERS, NULL},
-        {&fits, NULL, TARGET_EXLLAMAV2, NULL},
-        {&fits, NULL, TARGET_LLAMA_CPP, "GGUF"},
-        {&fits, "version: 1\nbits: 3\n", TARGET_VLLM, "4 or 8 bits, but bits = 3"},
-        {&fits, "version: 1\nbits: 3\n", TARGET_TRANSFORMERS, NULL},
-        {&fits, "version: 1\nbits: 8\n", TARGET_VLLM, NULL},
-        {&fits, "version: 1\nbits: 8\n", TARGET_EXLLAMAV2, "4 bits, but bits = 8"},
-        {&fits, "version: 1\nsymmetric: false\n", TARGET_VLLM, "symmetric"},
-        {&fits, "version: 1\nsymmetric: false\n", TARGET_EXLLAMAV2, NULL},
-        {&narrow, "version: 1\ngroup_size: 32\n", TARGET_VLLM, "N % 64 == 0, but N = 32"},
-        {&narrow, "version: 1\ngroup_size: 32\n", TARGET_TRANSFORMERS, NULL},
-        {&odd, "version: 1\ngroup_size: 64\n", TARGET_VLLM, "K % 128 == 0, but K = 192"},
-        {&fits, "version: 1\noverrides:\n- {match: k_proj, bits: 8}\n", TARGET_VLLM, "equal bits"},
-        {&fits, "version: 1\noverrides:\n- {match: up_proj, group_size: 64}\n", TARGET_VLLM, "equal bits"},
-        {&fits, "version: 1\noverrides:\n- {match: up_proj, skip: true}\n", TARGET_VLLM, "equal bits"},
-        {&fits, "version: 1\noverrides:\n- {match: down_proj, bits: 8}\n", TARGET_VLLM, NULL},
-        {&fits, "version: 1\noverrides:\n- {match: down_proj, group_size: 64}\n", TARGET_EXLLAMAV2, "one group size"},
-        {&fits, "version: 1\noverrides:\n- {match: down_proj, skip: true}\n", TARGET_EXLLAMAV2, NULL},
+    const target_row rows[] = {
+        {&fits, NULL, LAYOUT_GPTQ, TARGET_VLLM, 1, NULL},
+        {&fits, NULL, LAYOUT_GPTQ, TARGET_TRANSFORMERS, 1, NULL},
+        {&fits, NULL, LAYOUT_GPTQ, TARGET_EXLLAMAV2, 1, NULL},
+        {&fits, NULL, LAYOUT_GPTQ, TARGET_LLAMA_CPP, 1, "llama.cpp reads GGUF files, not GPTQ"},
+        {&fits, "version: 1\nbits: 3\n", LAYOUT_GPTQ, TARGET_VLLM, 1, "4 or 8 bits, but bits = 3"},
+        {&fits, "version: 1\nbits: 3\n", LAYOUT_GPTQ, TARGET_TRANSFORMERS, 1, NULL},
+        {&fits, "version: 1\nbits: 8\n", LAYOUT_GPTQ, TARGET_VLLM, 1, NULL},
+        {&fits, "version: 1\nbits: 8\n", LAYOUT_GPTQ, TARGET_EXLLAMAV2, 1, "4 bits, but bits = 8"},
+        {&fits, "version: 1\nsymmetric: false\n", LAYOUT_GPTQ, TARGET_VLLM, 1, "symmetric"},
+        {&fits, "version: 1\nsymmetric: false\n", LAYOUT_GPTQ, TARGET_EXLLAMAV2, 1, NULL},
+        {&narrow, "version: 1\ngroup_size: 32\n", LAYOUT_GPTQ, TARGET_VLLM, 1, "N % 64 == 0, but N = 32"},
+        {&narrow, "version: 1\ngroup_size: 32\n", LAYOUT_GPTQ, TARGET_TRANSFORMERS, 1, NULL},
+        {&odd, "version: 1\ngroup_size: 64\n", LAYOUT_GPTQ, TARGET_VLLM, 1, "K % 128 == 0, but K = 192"},
+        {&fits, "version: 1\noverrides:\n- {match: k_proj, bits: 8}\n", LAYOUT_GPTQ, TARGET_VLLM, 1, "equal bits"},
+        {&fits, "version: 1\noverrides:\n- {match: up_proj, group_size: 64}\n", LAYOUT_GPTQ, TARGET_VLLM, 1,
+         "equal bits"},
+        {&fits, "version: 1\noverrides:\n- {match: up_proj, skip: true}\n", LAYOUT_GPTQ, TARGET_VLLM, 1, "equal bits"},
+        {&fits, "version: 1\noverrides:\n- {match: down_proj, bits: 8}\n", LAYOUT_GPTQ, TARGET_VLLM, 1, NULL},
+        {&fits, "version: 1\noverrides:\n- {match: down_proj, group_size: 64}\n", LAYOUT_GPTQ, TARGET_EXLLAMAV2, 1,
+         "one group size"},
+        {&fits, "version: 1\noverrides:\n- {match: down_proj, skip: true}\n", LAYOUT_GPTQ, TARGET_EXLLAMAV2, 1, NULL},
     };
-    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        const char *reason = target_reason(rows[i].config, rows[i].text, rows[i].target);
-        if (!rows[i].words && reason) fail_msg("row %zu: %s", i, reason);
-        if (rows[i].words && (!reason || !strstr(reason, rows[i].words)))
-            fail_msg("row %zu: \"%s\" does not say \"%s\"", i, reason ? reason : "", rows[i].words);
-    }
+    check_rows(rows, sizeof rows / sizeof *rows);
+}
+
+#define AWQ "version: 1\nmethod: rtn\nsymmetric: false\n"
+#define W8A8 "version: 1\nbits: 8\ngroup_size: -1\nactivations: token\n"
+static void loaders_of_other_files_have_limits(void **state) {
+    (void)state;
+    model_config fits = small(256, 512, 4, 4, 64);
+    model_config narrow = small(256, 512, 4, 2, 16); /* k, v: N = 32; o: K = 64 */
+    model_config odd = small(192, 512, 3, 3, 64);    /* K = 192 */
+    model_config last = small(256, 320, 4, 2, 64);   /* k, v: N = 128; gate, up: N = 320, down: K = 320 */
+    const target_row rows[] = {
+        {&fits, AWQ, LAYOUT_AWQ, TARGET_VLLM, 1, NULL},
+        {&narrow, AWQ "group_size: 32\n", LAYOUT_AWQ, TARGET_VLLM, 1,
+         "vLLM awq_marlin demands N % 64 == 0, but N = 32"},
+        {&odd, AWQ "group_size: 64\n", LAYOUT_AWQ, TARGET_VLLM, 1, "K % 128 == 0, but K = 192"},
+        {&odd, AWQ "group_size: 64\n", LAYOUT_AWQ, TARGET_TRANSFORMERS, 1, NULL},
+        {&fits, AWQ, LAYOUT_AWQ, TARGET_EXLLAMAV2, 1, "exllamav2 reads GPTQ files, not AWQ"},
+        {&fits, AWQ "overrides:\n- {match: k_proj, group_size: 64}\n", LAYOUT_AWQ, TARGET_VLLM, 1, "equal bits"},
+        {&fits, NULL, LAYOUT_COMPRESSED, TARGET_VLLM, 1, NULL},
+        {&fits, "version: 1\nsymmetric: false\n", LAYOUT_COMPRESSED, TARGET_VLLM, 1, NULL},
+        {&fits, "version: 1\nsymmetric: false\nbits: 8\n", LAYOUT_COMPRESSED, TARGET_VLLM, 1,
+         "symmetric grids (sym) of 8 bits"},
+        {&narrow, "version: 1\ngroup_size: 32\n", LAYOUT_COMPRESSED, TARGET_VLLM, 1, "N % 64 == 0, but N = 32"},
+        {&narrow, "version: 1\ngroup_size: 32\n", LAYOUT_COMPRESSED, TARGET_TRANSFORMERS, 1, NULL},
+        {&narrow, W8A8, LAYOUT_COMPRESSED, TARGET_VLLM, 1, NULL},
+        {&narrow, W8A8, LAYOUT_COMPRESSED, TARGET_VLLM, 8, "N % 16 == 0, but N = 8"},
+        {&fits, W8A8, LAYOUT_COMPRESSED, TARGET_LLAMA_CPP, 1, "GGUF files, not compressed-tensors"},
+        {&fits, "version: 1\ntype: fp8\n", LAYOUT_COMPRESSED, TARGET_VLLM, 1, NULL},
+        {&fits, "version: 1\ntype: fp8\ngroup_size: 128\n", LAYOUT_FP8, TARGET_VLLM, 1, NULL},
+        {&odd, "version: 1\ntype: fp8\ngroup_size: 128\n", LAYOUT_FP8, TARGET_VLLM, 1,
+         "vLLM FP8 blocks demands K % 128 == 0, but K = 192"},
+        {&odd, "version: 1\ntype: fp8\ngroup_size: 128\n", LAYOUT_FP8, TARGET_TRANSFORMERS, 1, NULL},
+        {&last, "version: 1\ntype: fp8\ngroup_size: 128\n", LAYOUT_FP8, TARGET_VLLM, 1,
+         "gate_proj: vLLM FP8 blocks demands N % 128 == 0, but N = 320"},
+        {&odd, "version: 1\ntype: nf4\n", LAYOUT_BITSANDBYTES, TARGET_VLLM, 1, NULL},
+        {&odd, "version: 1\ntype: nf4\n", LAYOUT_BITSANDBYTES, TARGET_EXLLAMAV2, 1, "not bitsandbytes"},
+        /* Split over ranks: outputs of q, k, v, gate, up; inputs of o and down, with their groups. */
+        {&fits, NULL, LAYOUT_GPTQ, TARGET_VLLM, 2, NULL},
+        {&fits, NULL, LAYOUT_GPTQ, TARGET_VLLM, 4,
+         "o_proj: vLLM gptq_marlin demands K % 128 == 0, but K = 64 on each of 4 ranks"},
+        {&fits, NULL, LAYOUT_GPTQ, TARGET_VLLM, 3, "q_proj: vLLM gptq_marlin demands N % 3 == 0, but N = 256"},
+        {&fits, "version: 1\ntype: fp8\ngroup_size: 128\n", LAYOUT_FP8, TARGET_VLLM, 4, "on each of 4 ranks"},
+        {&fits, "version: 1\ngroup_size: 64\n", LAYOUT_GPTQ, TARGET_TRANSFORMERS, 8,
+         "K % 64 == 0 (group_size), but K = 32 on each of 8 ranks"},
+    };
+    check_rows(rows, sizeof rows / sizeof *rows);
 }
 
 int main(void) {
@@ -439,7 +499,8 @@ int main(void) {
         cmocka_unit_test(modules_that_no_file_holds_stay),
         cmocka_unit_test(trap27_fused_modules_stay_together),
         cmocka_unit_test(nothing_left_is_refused),
-        cmocka_unit_test(loaders_have_limits),
+        cmocka_unit_test(loaders_of_gptq_have_limits),
+        cmocka_unit_test(loaders_of_other_files_have_limits),
     };
     return cmocka_run_group_tests(tests, open_arena, close_arena);
 }

@@ -193,6 +193,128 @@ static void literature_is_the_original_and_nothing_else(void **state) {
     assert_refused(parse("version: 1\nsequential: true\nliterature: true\n", &r), QL_MISMATCH, "sequential");
 }
 
+static void ranges_go_where_a_histogram_is(void **state) {
+    (void)state;
+    recipe r;
+    assert_ok(parse("version: 1\nscheme: FP8-static\nrange: mse\n", &r));
+    assert_true(r.range == RANGE_MSE && recipe_needs_histograms(&r));
+    assert_ok(parse("version: 1\nscheme: FP8-static\nrange: percentile\npercentile: 99.9\n", &r));
+    assert_true(r.percentile == 99.9);
+    assert_ok(parse("version: 1\nmethod: rtn\nbits: 8\ngroup_size: -2\nrange: kl\n", &r));
+    assert_false(recipe_needs_histograms(&r));
+    assert_ok(parse("version: 1\nmethod: rtn\nscale_search: importance\n", &r));
+    assert_true(r.scale_search == SEARCH_IMPORTANCE && recipe_needs_data(&r));
+    assert_refused(parse("version: 1\nrange: mse\n", &r), QL_MISMATCH, "groups and rows have scale_search");
+    assert_refused(parse("version: 1\nscheme: FP8-static\nrange: kl\n", &r), QL_MISMATCH, "type fp8 has none");
+    assert_refused(parse("version: 1\nscheme: W8A8-INT8-static\nrange: kl\n", &r), QL_MISMATCH, "before smoothing");
+    assert_ok(parse("version: 1\nscheme: W8A8-INT8-static\nsmoothing: none\nrange: kl\n", &r));
+    assert_refused(parse("version: 1\nscheme: FP8-static\npercentile: 0\n", &r), QL_MISMATCH, "percentile 0");
+}
+
+static ql_status parse_outputs(const char *text, recipe_outputs *outputs) {
+    recipe r;
+    recipe_defaults(&r);
+    return recipe_parse_outputs("r.yaml", text, strlen(text), arena, &r, outputs);
+}
+
+static void several_outputs(void **state) {
+    (void)state;
+    static recipe_outputs o; /* some kilobytes */
+    named_scheme awq;
+    assert_ok(parse_outputs("version: 1\n"
+                            "outputs:\n"
+                            "  - W4A16-AWQ\n"
+                            "  - scheme: FP8\n"
+                            "  - name: careful\n"
+                            "    format: compressed-tensors\n"
+                            "    scheme: W4A16-GPTQ-g128\n"
+                            "    damp: 0.1\n"
+                            "    overrides: [{match: down_proj, bits: 8}]\n"
+                            "  - {name: plain, method: rtn, bits: 8, group_size: -1}\n",
+                            &o));
+    assert_int_equal(o.count, 4);
+    assert_ok(scheme_find("W4A16-AWQ", &awq));
+    assert_string_equal(o.output[0].name, "W4A16-AWQ");
+    char *yaml[2];
+    assert_ok(recipe_yaml(&o.output[0].recipe, arena, &yaml[0]));
+    assert_ok(recipe_yaml(&awq.recipe, arena, &yaml[1]));
+    assert_string_equal(yaml[0], yaml[1]);
+    assert_true(o.output[0].format == OUTPUT_AWQ);
+    assert_string_equal(o.output[1].name, "FP8");
+    assert_true(o.output[1].format == OUTPUT_COMPRESSED && o.output[1].recipe.base.type == CODE_E4M3);
+    assert_string_equal(o.output[2].name, "careful");
+    assert_true(o.output[2].format == OUTPUT_COMPRESSED && o.output[2].recipe.damp == 0.1 &&
+                o.output[2].recipe.n_overrides == 1 && o.output[2].recipe.base.group == 128);
+    assert_true(o.output[3].format == OUTPUT_GPTQ && o.output[3].recipe.base.bits == 8);
+    assert_ok(parse_outputs("version: 1\nbits: 3\n", &o));
+    assert_int_equal(o.count, 0);
+}
+
+static void bad_outputs_are_refused_with_their_line(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *words;
+    } rows[] = {
+        {"version: 1\noutputs:\n  - FP8\n  - FP9\n", "line 4: scheme \"FP9\""},
+        {"version: 1\noutputs:\n  - FP8\n  - scheme: FP8\n", "line 4: two outputs are named FP8"},
+        {"version: 1\noutputs:\n  - bits: 4\n", "neither name nor scheme"},
+        {"version: 1\noutputs:\n  - name: a/b\n", "line 3: name \"a/b\""},
+        {"version: 1\noutputs:\n  - name: ..\n", "line 3: name \"..\""},
+        {"version: 1\noutputs:\n  - FP8\n  - name: a\n    bits: 5\n", "line 4: bits 5: expected 2, 3, 4 or 8"},
+        {"version: 1\noutputs:\n  - name: a\n    damp: x\n", "line 4: damp"},
+        {"version: 1\noutputs:\n  - name: a\n    format: gguf9\n", "line 4: format"},
+        {"version: 1\noutputs:\n  - name: a\n    outputs: [FP8]\n", "line 4: outputs: stands outside"},
+        {"version: 1\noutputs:\n  - [FP8]\n", "line 3: outputs: expected"},
+        {"version: 1\noutputs: []\n", "an empty list"},
+        {"version: 1\noutputs: FP8\n", "line 2: outputs: expected a list"},
+        {"version: 1\nbits: 4\noutputs: [FP8]\n", "line 3: outputs: goes with no other key"},
+        {"version: 1\noutputs: [FP8]\nbits: 4\n", "line 3: outputs: goes with no other key"},
+        {"version: 1\nname: a\n", "line 2: name: belongs to one of"},
+    };
+    static recipe_outputs o;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        ql_status status = parse_outputs(rows[i].text, &o);
+        if (status == QL_OK || !strstr(ql_last_error(), rows[i].words))
+            fail_msg("%s: %s", rows[i].text, status == QL_OK ? "is taken" : ql_last_error());
+    }
+    recipe r;
+    assert_refused(parse("version: 1\noutputs: [FP8]\n", &r), QL_MISMATCH, "quantize alone makes several");
+}
+
+static void what_makes_no_sense_together_is_refused(void **state) {
+    (void)state;
+    static const struct {
+        const char *text, *words;
+    } rows[] = {
+        {"version: 1\nclip: true\n", "clip is for method rtn: gptq"},
+        {"version: 1\nscale_search: importance\n", "importance is for method rtn"},
+        {"version: 1\nmethod: rtn\nclip: true\ngroup_size: -1\n", "clip looks at groups"},
+        {"version: 1\nliterature: true\nsmoothing: awq\n", "literature has neither smoothing"},
+        {"version: 1\ntype: fp8\nmethod: gptq\n", "type fp8"},
+        {"version: 1\ntype: nf4\nclip: true\n", "type nf4"},
+        {"version: 1\nkv_cache: fp8\nsmoothing: awq\n", "AWQ's scales change the values"},
+        {"version: 1\nkv_cache: fp8\nliterature: true\n", "literature has no kv_cache"},
+    };
+    recipe r;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        assert_refused(parse(rows[i].text, &r), QL_MISMATCH, rows[i].words);
+    assert_ok(parse("version: 1\nclip: true\noverrides: [{match: down, method: rtn}]\n", &r));
+}
+
+static void hqq_is_asymmetric(void **state) {
+    (void)state;
+    recipe r;
+    assert_ok(parse("version: 1\nmethod: hqq\n", &r));
+    assert_true(!r.symmetric && !recipe_needs_data(&r));
+    assert_ok(parse("version: 1\nsymmetric: false\noverrides:\n  - {match: down, method: hqq}\n", &r));
+    assert_true(recipe_needs_data(&r));
+    assert_refused(parse("version: 1\nmethod: hqq\nsymmetric: true\n", &r), QL_MISMATCH, "solves zero points");
+    assert_refused(parse("version: 1\noverrides:\n  - {match: down, method: hqq}\n", &r), QL_MISMATCH,
+                   "override 1 (down)");
+    assert_refused(parse("version: 1\nmethod: hqq\nclip: true\n", &r), QL_MISMATCH, "neither clip");
+    assert_refused(parse("version: 1\nmethod: hqq\nliterature: true\n", &r), QL_MISMATCH, "nor literature");
+}
+
 static void schemes_are_parsed_by_pattern(void **state) {
     (void)state;
     named_scheme s;
@@ -204,6 +326,10 @@ static void schemes_are_parsed_by_pattern(void **state) {
     assert_ok(scheme_find("W4A16-AWQ", &s));
     assert_true(r->base.bits == 4 && r->base.method == METHOD_RTN && r->base.group == 128 && !r->symmetric);
     assert_true(r->smoothing == SMOOTHING_AWQ && r->clip && s.format == OUTPUT_AWQ);
+    assert_ok(scheme_find("W4A16-HQQ-g64", &s));
+    assert_true(r->base.method == METHOD_HQQ && !r->symmetric && s.format == OUTPUT_AWQ);
+    assert_ok(scheme_find("W3A16-HQQ", &s));
+    assert_true(r->base.bits == 3 && r->base.group == -1 && !r->symmetric && s.format == OUTPUT_GPTQ);
     assert_ok(scheme_find("W8A8-INT8", &s));
     assert_true(r->base.bits == 8 && r->smoothing == SMOOTHING_SMOOTHQUANT && r->activations == ACTIVATIONS_TOKEN);
     static const char *const bad[] = {"",
@@ -390,6 +516,11 @@ int main(void) {
         cmocka_unit_test(last_matching_override_counts_alone),
         cmocka_unit_test(bad_recipes_are_refused_with_their_line),
         cmocka_unit_test(literature_is_the_original_and_nothing_else),
+        cmocka_unit_test(ranges_go_where_a_histogram_is),
+        cmocka_unit_test(several_outputs),
+        cmocka_unit_test(bad_outputs_are_refused_with_their_line),
+        cmocka_unit_test(what_makes_no_sense_together_is_refused),
+        cmocka_unit_test(hqq_is_asymmetric),
         cmocka_unit_test(schemes_are_parsed_by_pattern),
         cmocka_unit_test(listed_schemes_exist),
         cmocka_unit_test(hostile_recipes_end_within_a_second),

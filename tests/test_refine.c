@@ -32,7 +32,7 @@ typedef struct subject {
 
 static subject make_subject(backend *b, int64_t n, int64_t k, int bits, int64_t group, uint64_t seed) {
     subject s = {.w = normal(b, n, k, seed), .h = make_hessian(b, k, 3 * k, seed + 1)};
-    const ql_grid_rule rule = {1, 0, 0};
+    const ql_grid_rule rule = {.symmetric = 1};
     s.shift = 0.01 * mean_diagonal(s.h);
     s.grid = (ql_grid){.bits = bits,
                        .group = group,
@@ -128,7 +128,7 @@ static void refine_respects_group_indices(void **state) {
     for (int i = 0; i < 64; i++) index[i] = (i * 5) % 2;
     s.grid.g_idx = integers(b, 64, index);
     s.dgrid.g_idx = upload(b, s.grid.g_idx);
-    const ql_grid_rule rule = {1, 0, 0};
+    const ql_grid_rule rule = {.symmetric = 1};
     assert_ok(ql_grid_search(b->ctx, s.dw, ql_no_mat(), &rule, &s.dgrid));
     assert_ok(ql_quantize(b->ctx, s.dw, &s.dgrid, s.dcodes));
     fetch(b, &s);

@@ -60,7 +60,7 @@ static int64_t group_of(const bench *b) { return b->how.group > b->how.shape.k ?
 static ql_status make_weight(bench *b) {
     bench_shape s = b->how.shape;
     int64_t groups = ql_groups(s.k, group_of(b));
-    const ql_grid_rule rule = {0, 0, 0};
+    const ql_grid_rule rule = {0};
     QL_TRY(bench_rotate(b, 1e300)); /* one copy: these read and write far more than the weight */
     operands *o = b->of;
     o->grid = (ql_grid){.bits = b->how.bits, .group = group_of(b)};
@@ -205,7 +205,7 @@ static ql_status prepare_quantize(bench *b) { return prepare_rounding(b, 5); }
 static ql_status prepare_pack(bench *b) { return prepare_rounding(b, 1 + b->how.bits / 8.0); }
 
 static ql_status search(const bench *b, int is_search) {
-    const ql_grid_rule rule = {0, is_search, 0};
+    const ql_grid_rule rule = {.search = is_search};
     ql_grid *grid = &b->of->grid;
     return ql_grid_search(b->ctx, b->of->w, ql_no_mat(), &rule, grid);
 }

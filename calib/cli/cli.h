@@ -56,6 +56,7 @@ ql_status cli_bytes(const cli *args, const char *option, uint64_t *value);
  * then the recipe file or the scheme (one name of --scheme's list, NULL without), then the single options, then recipe_check. */
 extern const cli_option cli_recipe_options[];
 ql_status cli_recipe(const cli *args, const char *scheme, ql_arena *arena, recipe *r);
+ql_status cli_recipe_over(const cli *args, recipe *r); /* the last two steps alone */
 /* Which statistics --statistics, the scheme and the recipe ask for, of rows or (from_store) of --stats; QL_USAGE for what cannot be. */
 ql_status cli_statistics(const cli *args, const char *scheme, const recipe *r, bool from_store, statistics_mode *mode);
 

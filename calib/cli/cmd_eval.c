@@ -14,7 +14,10 @@ static void print_json(const evaluation *e, const model *m, const token_file *to
                   (json_int_t)tokens->seq_len, "tokens_sha256", tokens->sha256, "device", ql_ctx_describe(ctx));
     json_object_set_new(j, "weights", json_string(m->quantized ? layout_method(&m->scheme) : m->config.torch_dtype));
     json_object_set_new(j, "inputs",
-                        json_string(model_rounds_inputs(m) ? activation_names[m->scheme.activations] : "16 bits"));
+                        json_string(!model_rounds_inputs(m) ? "16 bits"
+                                    : m->scheme.input_zeros ? "token with zero point"
+                                                            : activation_names[m->scheme.activations]));
+    json_object_set_new(j, "kv_cache", json_string(model_rounds_cache(m) ? "fp8" : "16 bits"));
     if (e->compared) {
         json_t *delta = json_array();
         for (int i = 0; i < e->n_buckets; i++) json_array_append_new(delta, json_real(e->position_delta[i]));
@@ -86,7 +89,7 @@ static const cli_option options[] = {
      "model directory: 16 or 32 bits, or quantized (codes run through the packed product); or a GGUF file"},
     {"tokens", 't', "FILE", true, "token file (qalib tokenize); its rows are the windows"},
     {"base", 'b', "DIR", false, "also compare with this model: KL divergence, top-1 agreement, loss by position"},
-    {"weights-only", 0, NULL, false, "leave inputs in FP32 where the scheme rounds them to 8 bits"},
+    {"weights-only", 0, NULL, false, "leave inputs, keys and values in FP32 where the scheme rounds them to 8 bits"},
     {NULL, 0, NULL, false, NULL},
 };
 

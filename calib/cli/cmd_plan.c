@@ -7,6 +7,7 @@
 #include "calib/part_gguf.h"
 #include "calib/plan.h"
 #include "calib/schemes.h"
+#include "calib/targets.h"
 #include "formats/checkpoint.h"
 #include "formats/json.h"
 #include "formats/tokens.h"
@@ -200,7 +201,10 @@ static ql_status check_target(const inputs *in, const char *name, plan *p) {
     for (int t = 0; t < TARGETS; t++) {
         char *reason;
         if (strcmp(target_names[t], name) != 0) continue;
-        QL_TRY(modules_target_obstacle(&in->modules, &in->recipe, &in->config, (target_id)t, in->arena, &reason));
+        int64_t ranks = 1;
+        QL_TRY(cli_int(in->args, "tensor-parallel", 1, 1024, &ranks));
+        QL_TRY(target_obstacle(&in->modules, &in->recipe, &in->config, output_layout(in->request.format), (target_id)t,
+                               ranks, in->arena, &reason));
         if (reason) plan_refuse(p, QL_MISMATCH, reason);
         return QL_OK;
     }
@@ -348,6 +352,7 @@ static const cli_option options[] = {
     {"samples", 'n', "N", false, "without rows: how many there will be (default: 128)"},
     {"seqlen", 'l', "N", false, "without rows: tokens of each (default: 2048, or what the model allows)"},
     {"target", 0, "LIST", false, "refuse what these cannot load: vllm,transformers,exllamav2,llama.cpp,ollama"},
+    {"tensor-parallel", 0, "N", false, "with --target: ranks that the runtime splits each module over (default: 1)"},
     {"gpu", 0, "NAME", false, "h200, h100, a100, a100-40gb, l40s, rtx4090 or rtx3090: its memory and datasheet rates"},
     {"gpus", 0, "N", false, "one rank on each, in all nodes together (default: 1)"},
     {"nodes", 0, "N", false, "that they stand on (default: 8 GPUs to a node)"},

@@ -7,20 +7,21 @@
 #include "calib/report.h"
 #include "calib/schemes.h"
 
-enum { MOST_SCHEMES = 32 };
-
-/* What the command line asks for: one output in --output itself, or one per name of --scheme beneath it. */
+/* What the command line asks for: one output in --output itself, or one per name of --scheme or of the recipe's outputs beneath it. */
 typedef struct order {
     int count;
-    const char *name[MOST_SCHEMES]; /* of the scheme; NULL: none was named */
-    quantize_request request[MOST_SCHEMES];
-    json_t *report[MOST_SCHEMES];
+    const char *name[MOST_OUTPUTS]; /* NULL: none was named */
+    recipe_outputs outputs;         /* of a recipe file; count 0: they are schemes */
+    quantize_request request[MOST_OUTPUTS];
+    json_t *report[MOST_OUTPUTS];
 } order;
 
 /* ---- the statistics ------------------------------------------------------------------------------------------------------- */
 
 static const char *what_needs_data(const recipe *r) {
-    return recipe_needs_moments(r) ? "--smoothing or --activations static" : r->clip ? "--clip" : "--method gptq";
+    return recipe_needs_blocks(r) ? "--smoothing, --activations static or --kv-cache"
+           : r->clip              ? "--clip"
+                                  : "--method gptq";
 }
 
 static ql_status find_statistics(const cli *args, const char *scheme, quantize_request *r) {
@@ -65,22 +66,25 @@ static ql_status choose_directories(const cli *args, const char *scheme, ql_aren
     return QL_OK;
 }
 
-static ql_status take_request(const cli *args, const char *scheme, ql_arena *arena, quantize_request *r) {
-    named_scheme named = {.format = OUTPUT_GPTQ};
+/* name: of a scheme or, if there is one, of `given`. */
+static ql_status take_request(const cli *args, const char *name, const recipe_output *given, ql_arena *arena,
+                              quantize_request *r) {
+    named_scheme named = {.format = given ? (output_format)given->format : OUTPUT_GPTQ};
     *r = (quantize_request){
         .model_dir = cli_value(args, "model"),
         .shard_size = 5000000000u,
         .resume = cli_has(args, "resume"),
         .progress = cli_progress(args),
     };
-    QL_TRY(cli_recipe(args, scheme, arena, &r->recipe));
-    if (scheme) QL_TRY(scheme_find(scheme, &named));
+    if (given) r->recipe = given->recipe;
+    QL_TRY(given ? cli_recipe_over(args, &r->recipe) : cli_recipe(args, name, arena, &r->recipe));
+    if (name && !given) QL_TRY(scheme_find(name, &named));
     int format = (int)named.format;
     QL_TRY(cli_choice(args, "format", output_format_names, &format));
     QL_TRY(cli_bytes(args, "shard-size", &r->shard_size));
     r->format = (output_format)format;
-    QL_TRY(find_statistics(args, scheme, r));
-    return choose_directories(args, scheme, arena, r);
+    QL_TRY(find_statistics(args, name, r));
+    return choose_directories(args, name, arena, r);
 }
 
 /* "a,b,c": each name once. */
@@ -90,17 +94,24 @@ static ql_status take_schemes(const char *list, ql_arena *arena, order *o) {
     while ((name = strsep(&rest, ","))) {
         for (int i = 0; i < o->count; i++)
             if (strcmp(o->name[i], name) == 0) return ql_fail(QL_USAGE, "--scheme: %s is given twice", name);
-        if (o->count == MOST_SCHEMES) return ql_fail(QL_USAGE, "--scheme: more than %d names", MOST_SCHEMES);
+        if (o->count == MOST_OUTPUTS) return ql_fail(QL_USAGE, "--scheme: more than %d names", MOST_OUTPUTS);
         o->name[o->count++] = name;
     }
     return QL_OK;
 }
 
 static ql_status parse(const cli *args, ql_arena *arena, order *o) {
-    const char *schemes = cli_value(args, "scheme");
+    const char *schemes = cli_value(args, "scheme"), *file = cli_value(args, "recipe");
+    recipe single;
+    recipe_defaults(&single);
+    if (file && !schemes) QL_TRY(recipe_load_outputs(file, arena, &single, &o->outputs));
     if (schemes) QL_TRY(take_schemes(schemes, arena, o));
-    else o->count = 1;
-    for (int i = 0; i < o->count; i++) QL_TRY(take_request(args, o->name[i], arena, &o->request[i]));
+    else o->count = o->outputs.count ? o->outputs.count : 1;
+    for (int i = 0; i < o->outputs.count; i++) o->name[i] = o->outputs.output[i].name;
+    for (int i = 0; i < o->count; i++) {
+        const recipe_output *given = o->outputs.count ? &o->outputs.output[i] : NULL;
+        QL_TRY(take_request(args, o->name[i], given, arena, &o->request[i]));
+    }
     return QL_OK;
 }
 
@@ -108,9 +119,9 @@ static ql_status parse(const cli *args, ql_arena *arena, order *o) {
 
 /* What shares full-precision statistics, or needs none, goes in one pass; where rows follow the result, each has its own. */
 static ql_status run_all(ql_ctx *ctx, order *o) {
-    quantize_request shared[MOST_SCHEMES];
-    json_t *reports[MOST_SCHEMES];
-    int place[MOST_SCHEMES], count = 0;
+    quantize_request shared[MOST_OUTPUTS];
+    json_t *reports[MOST_OUTPUTS];
+    int place[MOST_OUTPUTS], count = 0;
     for (int i = 0; i < o->count; i++)
         if (o->request[i].mode != STATISTICS_PROPAGATED) place[count] = i, shared[count++] = o->request[i];
     if (count > 0) QL_TRY(quantize_run(ctx, shared, count, reports));
@@ -163,7 +174,8 @@ static ql_status run(const cli *args) {
 
 const cli_option cli_quantize_options[] = {
     {"model", 'm', "DIR", true, "model directory (config.json and safetensors, 16 or 32 bits)"},
-    {"output", 'o', "DIR", true, "where the model goes, or with --scheme OUTPUT/<scheme>; must not exist or be empty"},
+    {"output", 'o', "DIR", true,
+     "where the model goes, or with --scheme or several outputs OUTPUT/<name>; must not exist or be empty"},
     {"calib", 'c', "FILE", false, "calibration rows (qalib tokenize)"},
     {"stats", 0, "DIR", false, "statistics of qalib calibrate instead: no forward pass"},
     {"imatrix", 0, "FILE", false,

@@ -20,13 +20,13 @@ static json_t *split(const char *list) {
 
 static json_t *describe(const char *name, const named_scheme *s) {
     const recipe *r = &s->recipe;
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:s, s:s, s:s, s:b, s:o, s:f}", "name", name, "mode",
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:s, s:s, s:s, s:s, s:b, s:o, s:f}", "name", name, "mode",
                      statistics_names[scheme_statistics(r)], "format", output_format_names[s->format], "method",
                      method_names[r->base.method], "type", type_names[r->base.type], "bits", r->base.bits, "group_size",
                      (json_int_t)r->base.group, "granularity", s->granularity, "activations",
-                     activation_names[r->activations], "smoothing", smoothing_names[r->smoothing], "importance",
-                     recipe_statistics(r) != 0, "targets", split(s->targets), "bits_per_weight",
-                     scheme_bits_per_weight(r, USUAL_ROW));
+                     activation_names[r->activations], "kv_cache", kv_cache_names[r->kv_cache], "smoothing",
+                     smoothing_names[r->smoothing], "importance", recipe_statistics(r) != 0, "targets",
+                     split(s->targets), "bits_per_weight", scheme_bits_per_weight(r, USUAL_ROW));
 }
 
 static ql_status run(const cli *args) {
@@ -56,9 +56,10 @@ const cli_command cmd_schemes = {
     .name = "schemes",
     .summary = "what quantize --scheme understands: names, formats, bits per weight",
     .options = options,
-    .details = "W2A16, W3A16, W4A16 and W8A16 go with -GPTQ or -RTN and -g32, -g64, -g128 or nothing, also where the "
-               "list does not "
-               "name them.  Bits are those of rows of 4096 weights.",
+    .details =
+        "W2A16, W3A16, W4A16 and W8A16 go with -GPTQ, -RTN or -HQQ and -g32, -g64, -g128 or nothing, also where the "
+        "list does not "
+        "name them.  Bits are those of rows of 4096 weights.",
     .examples = "qalib schemes\nqalib schemes --json",
     .run = run,
 };

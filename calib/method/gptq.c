@@ -68,7 +68,7 @@ static ql_status follow_original(linear_problem *p, ql_mat r, ql_mat target) {
 }
 
 ql_status method_gptq(linear_problem *p, ql_grid *grid, ql_mat codes, linear_record *record) {
-    const ql_grid_rule rule = {.symmetric = p->recipe->symmetric, .search = p->recipe->scale_search};
+    const ql_grid_rule rule = {.symmetric = p->recipe->symmetric, .search = p->recipe->scale_search != SEARCH_OFF};
     double per_sweep = 2.0 * (double)p->n * (double)p->k * (double)p->k;
     bool follows = p->drift && p->recipe->drift > 0;
     ql_mat r, target;

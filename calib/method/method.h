@@ -31,7 +31,7 @@ static inline int64_t panel_height(int64_t n) { return n > 8192 ? 512 : 128; }
 
 /* How a module was treated, for the report. */
 typedef struct linear_record {
-    const char *method;   /* "rtn", "gptq" */
+    const char *method;   /* "rtn", "hqq", "gptq" */
     const char *fallback; /* reason, or NULL */
     double damp;
     int64_t dead;                /* columns without any input */
@@ -43,6 +43,6 @@ typedef struct linear_record {
  * with this method (the caller falls back to nearest rounding and reports it). */
 typedef ql_status method_run(linear_problem *p, ql_grid *grid, ql_mat codes, linear_record *record);
 
-method_run method_rtn, method_gptq, method_gptq_literature;
+method_run method_rtn, method_hqq, method_gptq, method_gptq_literature;
 
 #endif

@@ -7,7 +7,7 @@
 ql_status method_rtn(linear_problem *p, ql_grid *grid, ql_mat codes, linear_record *record) {
     const ql_grid_rule rule = {
         .symmetric = p->recipe->symmetric,
-        .search = p->recipe->scale_search,
+        .search = p->recipe->scale_search != SEARCH_OFF,
         .literature = p->recipe->literature,
     };
     record->method = method_names[METHOD_RTN];

@@ -6,7 +6,7 @@
 #include <omp.h>
 
 #include "host/cpu/groups.h"
-#include "host/grid.h"
+#include "host/hqq.h"
 #include "host/ops.h"
 
 /* The gathered order: positions start[g] .. start[g+1]-1 hold the columns of group g and their padding, column -1. */
@@ -52,14 +52,18 @@ static ql_range range_of(const float *w, int64_t count) {
     return range;
 }
 
+static float tree(float sum[QL_LANES]) {
+    for (int half = QL_LANES / 2; half > 0; half /= 2)
+        for (int l = 0; l < half; l++) sum[l] += sum[l + half];
+    return sum[0];
+}
+
 /* The order of the sum is that of host/grid.h; count is a multiple of QL_LANES. */
 static float cost_of(const float *restrict w, const float *restrict importance, int64_t count, ql_step step, int maxq) {
     float sum[QL_LANES] = {0};
     for (int64_t i = 0; i < count; i += QL_LANES)
         for (int l = 0; l < QL_LANES; l++) sum[l] += ql_grid_cost(w[i + l], importance[i + l], step, maxq);
-    for (int half = QL_LANES / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; l++) sum[l] += sum[l + half];
-    return sum[0];
+    return tree(sum);
 }
 
 static ql_step best_step(ql_grid_rule rule, const float *w, const float *importance, int64_t count, int maxq) {
@@ -74,6 +78,61 @@ static ql_step best_step(ql_grid_rule rule, const float *w, const float *importa
     return best;
 }
 
+/* ---- HQQ: mask is 1 for weights and 0 for padding ---------------------------------------------------------------------- */
+
+static ql_hqq_sums iterate(const float *restrict w, const float *restrict mask, int64_t count, const ql_hqq *state,
+                           int maxq) {
+    float error[QL_LANES] = {0}, zero[QL_LANES] = {0};
+    const ql_hqq now = *state; /* a copy that nobody writes to */
+    for (int64_t i = 0; i < count; i += QL_LANES)
+        for (int l = 0; l < QL_LANES; l++) {
+            ql_hqq_sums term = ql_hqq_term(w[i + l], &now, maxq);
+            error[l] += mask[i + l] * term.error;
+            zero[l] += mask[i + l] * term.zero;
+        }
+    return (ql_hqq_sums){tree(error), tree(zero)};
+}
+
+static ql_step fitted_step(const float *restrict w, const float *restrict mask, int64_t count, ql_step step,
+                           float least, int maxq) {
+    ql_step best = step;
+    for (int round = 0; round < QL_HQQ_FITS; round++) {
+        float product[QL_LANES] = {0}, square[QL_LANES] = {0};
+        for (int64_t i = 0; i < count; i += QL_LANES)
+            for (int l = 0; l < QL_LANES; l++) {
+                ql_hqq_fit term = ql_hqq_fit_term(w[i + l], best, maxq);
+                product[l] += mask[i + l] * term.product;
+                square[l] += mask[i + l] * term.square;
+            }
+        if (!ql_hqq_fitted((ql_hqq_fit){tree(product), tree(square)}, &step)) return best;
+        float cost = cost_of(w, mask, count, step, maxq);
+        if (!(cost < least)) return best;
+        least = cost, best = step;
+    }
+    return best;
+}
+
+static ql_step half_quadratic_step(ql_grid_rule rule, const float *w, const float *mask, int64_t count, int maxq) {
+    ql_range range = range_of(w, count);
+    ql_step best = {0, 0}, step;
+    float least = INFINITY, members = 0;
+    for (int64_t i = 0; i < count; i++) members += mask[i];
+    for (int i = 0; i < 2 * QL_HQQ_SHARES; i++) {
+        if (!ql_grid_candidate(rule, range, maxq, i / 2 * 2 * QL_HQQ_STRIDE + i % 2, &step)) continue;
+        if (i == 0 && (members == 0.0f || !isfinite(step.scale))) return step;
+        ql_hqq state = ql_hqq_begin(step);
+        for (int more = 1, tried = 0;;) {
+            step.zero = ql_hqq_zero(&state, maxq);
+            float cost = step.zero == tried ? INFINITY : cost_of(w, mask, count, step, maxq);
+            if (cost < least) least = cost, best = step;
+            if (!more) break;
+            tried = step.zero;
+            more = ql_hqq_advance(&state, iterate(w, mask, count, &state, maxq), members);
+        }
+    }
+    return fitted_step(w, mask, count, best, least, maxq);
+}
+
 static ql_step literature_step(ql_grid_rule rule, const float *w, int64_t count, int maxq) {
     ql_range range = range_of(w, count);
     ql_step step;
@@ -85,8 +144,10 @@ static ql_step literature_step(ql_grid_rule rule, const float *w, int64_t count,
 static int64_t search_row(const layout *l, ql_grid_rule rule, const float *w, int maxq, float *scale, uint8_t *zero) {
     for (int64_t g = 0; g < l->groups; g++) {
         int64_t first = l->start[g], count = l->start[g + 1] - first;
-        ql_step step = rule.literature ? literature_step(rule, w + first, count, maxq)
-                                       : best_step(rule, w + first, l->importance + first, count, maxq);
+        const float *importance = l->importance + first;
+        ql_step step = rule.literature       ? literature_step(rule, w + first, count, maxq)
+                       : rule.half_quadratic ? half_quadratic_step(rule, w + first, importance, count, maxq)
+                                             : best_step(rule, w + first, importance, count, maxq);
         if (!isfinite(step.scale)) return g;
         scale[g] = step.scale;
         zero[g] = (uint8_t)step.zero;

@@ -22,7 +22,7 @@ static ql_mat mat(void *data, ql_dtype dtype, int64_t rows, int64_t cols) {
 int main(void) {
     static float x[M * K], w[N * K], exact[M * N], y[M * N], scale[N * GROUPS];
     static unsigned char codes[N * K], zero[N * GROUPS];
-    const ql_grid_rule rule = {0, 0, 0};
+    const ql_grid_rule rule = {0};
     ql_mat none = {0}, dense_x = mat(x, QL_F32, M, K), dense_w = mat(w, QL_F32, N, K);
     ql_grid grid = {4, GROUP, mat(scale, QL_F32, N, GROUPS), mat(zero, QL_U8, N, GROUPS), none};
     ql_weight weight = {mat(codes, QL_U8, N, K), grid.scale, grid.zero, none};
