@@ -139,7 +139,9 @@ static ql_status config_texts(output *out, char **config, char **quantize_config
 static ql_status remove_marker(output *out) {
     char *marker;
     QL_TRY(output_marker(out, &marker));
-    return unlink(marker) == 0 ? QL_OK : ql_fail_errno("%s: cannot remove", marker);
+    if (unlink(marker) == 0) return QL_OK;
+    ql_status status = ql_fail_errno("%s: cannot remove", marker);
+    return status == QL_MISSING ? QL_DISK : status; /* with its directory: no input */
 }
 
 /* Index and config.json come last, and after a sum of everything, so that no loader takes a half-written directory. */
