@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 int machine_threads(void) {
     cpu_set_t set;
@@ -53,4 +54,13 @@ uint64_t machine_memory_available(void) {
     uint64_t limit = cgroup_limit(), used = cgroup_used();
     uint64_t left = limit == UINT64_MAX ? UINT64_MAX : limit > used ? limit - used : 0;
     return smaller(meminfo("MemAvailable:"), left);
+}
+
+uint64_t machine_memory_resident(void) {
+    unsigned long long all, resident = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (!file) return 0;
+    if (fscanf(file, "%llu %llu", &all, &resident) != 2) resident = 0;
+    fclose(file);
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
 }

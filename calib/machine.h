@@ -10,4 +10,7 @@ int machine_threads(void);
 uint64_t machine_memory_total(void);
 uint64_t machine_memory_available(void);
 
+/* Bytes of this process that are in memory now; 0 if the system does not say. */
+uint64_t machine_memory_resident(void);
+
 #endif

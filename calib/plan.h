@@ -85,6 +85,7 @@ typedef struct plan_request {
     bool gpu;              /* the device has its own memory */
     int64_t threads;       /* of a rank on a processor, whose buffers count; 0: as if it had none */
     int64_t ranks, nodes;  /* 0: one; ranks stand evenly on nodes */
+    uint64_t program;      /* bytes that the program takes before the work; 0: little */
     bool one_block;        /* of many: no embedding before it and no output behind it (config->layers is 1) */
     const plan_rates *rates;
 } plan_request;

@@ -91,7 +91,8 @@ typedef struct memory_row {
 
 static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows[PLAN_MEMORY_ROWS]) {
     const double hdf5 = r->n_seq > 0 || r->from_store ? 3e6 : 0;
-    const double program = 18e6 + hdf5 + keys_bytes(r); /* code, libraries, threads */
+    /* Code, libraries, threads: CUDA's libraries alone are 250 MB, so who plans says what the program takes. */
+    const double program = plan_larger((double)r->program, 18e6) + hdf5 + keys_bytes(r);
     const double here = s->ranks / s->nodes;
     bool smooths = r->recipe->smoothing != SMOOTHING_NONE;
     double streams = plan_follows_original(r) ? 2 : 1, whole = s->hidden * s->vocab;

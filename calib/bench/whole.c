@@ -25,6 +25,7 @@ static ql_status forecast(ql_ctx *ctx, const model_config *config, const whole_s
                                   .gpu = strncmp(ql_ctx_device(ctx), "cuda", 4) == 0,
                                   .threads = ql_ctx_threads(ctx),
                                   .one_block = one_block,
+                                  .program = how->program,
                                   .rates = rates};
     return plan_make(&request, arena, out);
 }

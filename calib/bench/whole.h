@@ -13,6 +13,7 @@
 typedef struct whole_setting {
     const recipe *recipe;
     int64_t rows, seq_len;
+    uint64_t program;        /* bytes in memory before the work */
     const plan_rates *rates; /* for the forecast: rough ones, or measured before */
 } whole_setting;
 

@@ -3,6 +3,7 @@
 
 #include "calib/bench/whole.h"
 #include "calib/cli/cli.h"
+#include "calib/machine.h"
 #include "formats/json.h"
 
 enum { MOST_ROWS = 1000000, RATE_REPEATS = 2 };
@@ -37,6 +38,7 @@ static ql_status read_request(const cli *args, ql_ctx *ctx, int64_t blocks, ql_a
     else plan_cpu_rates(ql_ctx_threads(ctx), &r->rates);
     r->how.recipe = &r->recipe;
     r->how.rates = &r->rates;
+    r->how.program = machine_memory_resident();
     return read_shape(args, ctx, blocks, arena, &r->shape);
 }
 

@@ -190,6 +190,7 @@ static ql_status read_inputs(const cli *args, ql_arena *arena, inputs *in) {
     QL_TRY(read_rows(in));
     QL_TRY(resolve(in));
     QL_TRY(choose_device(in));
+    in->request.program = machine_memory_resident();
     in->request.config = &in->config;
     in->request.recipe = &in->recipe;
     in->request.modules = &in->modules;
