@@ -1,5 +1,6 @@
 #include "calib/output.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,6 +90,16 @@ ql_status output_marker(output *out, char **path) {
     return ql_arena_format(out->arena, path, "%s/" OUTPUT_MARKER, out->dir);
 }
 
+/* Killed while the marker was written, a job leaves its temporary and nothing else. */
+static ql_status check_unmarked(const output *out, const char *marker) {
+    bool empty;
+    char *temporary;
+    QL_TRY(ql_arena_format(out->arena, &temporary, "%s.tmp", marker));
+    unlink(temporary);
+    QL_TRY(ql_dir_is_empty(out->dir, &empty));
+    return empty ? QL_OK : ql_fail(QL_DISK, "%s: is not empty; choose another output directory", out->dir);
+}
+
 /* Only an empty directory or the incomplete output of this very job may be written to: a stale shard would be loaded. */
 static ql_status check_dir(output *out, bool *resumed) {
     bool empty;
@@ -99,7 +110,7 @@ static ql_status check_dir(output *out, bool *resumed) {
     if (status == QL_MISSING) return ql_fail(QL_DISK, "%s: exists and is not a directory", out->dir);
     if (status != QL_OK || empty) return status;
     QL_TRY(output_marker(out, &path));
-    if (!ql_path_exists(path)) return ql_fail(QL_DISK, "%s: is not empty; choose another output directory", out->dir);
+    if (!ql_path_exists(path)) return check_unmarked(out, path);
     QL_TRY(ql_file_load(path, 4096, out->arena, &job, &size));
     if (!out->job || strcmp(job, out->job) != 0)
         return ql_fail(QL_DISK, "%s: holds the incomplete output of another job; remove it or choose another directory",
@@ -171,11 +182,28 @@ void output_close(output *out) {
 
 /* ---- shards ---------------------------------------------------------------------------------------------------------------------- */
 
+/* What an interrupted job wrote goes, but for the marker: it says whose the rest is if this is interrupted, too. */
+static ql_status clear(output *out) {
+    ql_status status = QL_OK;
+    DIR *dir = opendir(out->dir);
+    if (!dir) return ql_fail_errno("%s: cannot read the directory", out->dir);
+    for (struct dirent *entry; status == QL_OK && (entry = readdir(dir));) {
+        char *path;
+        const char *name = entry->d_name;
+        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0 || strcmp(name, OUTPUT_MARKER) == 0) continue;
+        status = ql_arena_format(out->arena, &path, "%s/%s", out->dir, name);
+        if (status == QL_OK) status = ql_dir_remove(path);
+    }
+    closedir(dir);
+    out->begun = status == QL_OK;
+    return status;
+}
+
 static ql_status begin(output *out) {
     bool resumed;
     char *path;
     QL_TRY(check_dir(out, &resumed));
-    if (resumed) QL_TRY(ql_dir_remove(out->dir));
+    if (resumed) return clear(out);
     QL_TRY(ql_dir_make(out->dir));
     QL_TRY(output_marker(out, &path));
     const char *job = out->job ? out->job : "";

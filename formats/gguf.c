@@ -350,10 +350,12 @@ bool gguf_is_file(const char *path) {
 
 ql_status gguf_model_file(const char *path, ql_arena *arena, char **file) {
     char *config;
-    if (gguf_is_file(path)) return ql_arena_string(arena, path, file);
+    *file = NULL;
     QL_TRY(ql_arena_format(arena, &config, "%s/config.json", path));
+    if (ql_path_exists(config)) return QL_OK;
+    if (gguf_is_file(path)) return ql_arena_string(arena, path, file);
     QL_TRY(ql_arena_format(arena, file, "%s/" GGUF_MODEL, path));
-    if (ql_path_exists(config) || !gguf_is_file(*file)) *file = NULL;
+    if (!gguf_is_file(*file)) *file = NULL;
     return QL_OK;
 }
 

@@ -412,6 +412,23 @@ static void trap01_own_incomplete_output_starts_over(void **state) {
     assert_refused(produce(target, &whole, &asymmetric), QL_DISK, "is not empty"); /* complete now */
 }
 
+/* Killed while it said whose directory this is, or while it cleared one: what is left is still known. */
+static void trap01_half_a_marker_is_no_obstacle(void **state) {
+    (void)state;
+    open_source(&(tiny_model){.dtype = QL_BF16});
+    const output_request whole = {.scheme = &asymmetric, .job = "a"};
+    assert_ok(ql_dir_make(target));
+    tiny_save(target, ".qalib-incomplete.tmp", "");
+    assert_ok(produce(target, &whole, &asymmetric));
+    assert_false(exists(target, ".qalib-incomplete.tmp"));
+    assert_ok(ql_dir_remove(target));
+    assert_ok(ql_dir_make(target));
+    tiny_save(target, ".qalib-incomplete.tmp", "");
+    tiny_save(target, "mine.txt", "mine");
+    assert_refused(produce(target, &whole, &asymmetric), QL_DISK, "is not empty");
+    assert_true(exists(target, "mine.txt"));
+}
+
 /* Whatever fails, and whenever: the directory is complete or visibly incomplete, and the same job can start over. */
 static void faults_leave_no_loadable_directory(void **state) {
     (void)state;
@@ -519,6 +536,7 @@ int main(void) {
         TEST(nan_in_a_copied_tensor_is_named),
         TEST(trap01_directory_that_is_not_empty_is_refused),
         TEST(trap01_own_incomplete_output_starts_over),
+        TEST(trap01_half_a_marker_is_no_obstacle),
         TEST(faults_leave_no_loadable_directory),
         TEST(target_that_cannot_be_a_directory),
         TEST(layers_out_of_order_are_refused),
