@@ -173,12 +173,10 @@ ql_status target_obstacle(const module_table *table, const recipe *r, const mode
     bool reads_gguf = target == TARGET_LLAMA_CPP || target == TARGET_OLLAMA, is_gguf = r->base.type == CODE_BLOCKS;
     *reason = NULL;
     if (is_gguf && reads_gguf) return QL_OK;
-    if (is_gguf || !limit->loader)
+    if (is_gguf) return ql_arena_format(arena, reason, "%s does not read GGUF files", target_names[target]);
+    if (!limit->loader)
         return ql_arena_format(arena, reason, "%s reads %s files, not %s", target_names[target],
-                               reads_gguf      ? "GGUF"
-                               : limit->loader ? file_names[kind]
-                                               : "GPTQ",
-                               is_gguf ? "GGUF" : file_names[kind]);
+                               reads_gguf ? "GGUF" : "GPTQ", file_names[kind]);
     for (int64_t module = 0; module < table->layers * LINEARS; module++) {
         char name[NAME_SIZE], *broken = NULL;
         linear_id id = (linear_id)(module % LINEARS);
