@@ -63,12 +63,14 @@ static const loader_limits limits[TARGETS][FILES] =
             },
         [TARGET_TRANSFORMERS] =
             {
-                [FILE_GPTQ] = {"transformers (GPTQModel)", {2, 3, 4, 8}, "2, 3, 4 or 8", 32, 32, {0}},
-                [FILE_AWQ] = {"transformers (AutoAWQ)", {4}, "4", 1, 8, {0}},
-                [FILE_PACKED] = {"transformers (compressed-tensors)", {4, 8}, "4 or 8", 1, 1, {0}},
-                [FILE_BYTES] = {"transformers (compressed-tensors)", {8}, "8", 1, 1, {0}},
-                [FILE_BLOCKS] = {"transformers (FP8)", {8}, "8", 1, 1, {0}},
-                [FILE_NF4] = {"transformers (bitsandbytes)", {4}, "4", 1, 1, {0}},
+                [FILE_GPTQ] =
+                    {"transformers (GPTQModel)", {2, 3, 4, 8}, "2, 3, 4 or 8", 32, 32, {0}, .fused_alike = false},
+                [FILE_AWQ] = {"transformers (AutoAWQ)", {4}, "4", 1, 8, {0}, .fused_alike = false},
+                [FILE_PACKED] =
+                    {"transformers (compressed-tensors)", {4, 8}, "4 or 8", 1, 1, {0}, .fused_alike = false},
+                [FILE_BYTES] = {"transformers (compressed-tensors)", {8}, "8", 1, 1, {0}, .fused_alike = false},
+                [FILE_BLOCKS] = {"transformers (FP8)", {8}, "8", 1, 1, {0}, .fused_alike = false},
+                [FILE_NF4] = {"transformers (bitsandbytes)", {4}, "4", 1, 1, {0}, .fused_alike = false},
             },
         [TARGET_EXLLAMAV2] = {[FILE_GPTQ] = {"exllamav2", {4}, "4", 32, 32, {0}, .uniform = true}},
 };
