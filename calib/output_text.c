@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "formats/json_scan.h"
 #include "host/file.h"
 
 /* jansson prints 0.05 with 17 digits as 0.050000000000000003; 15 give back every decimal that a person typed. */
@@ -121,12 +122,13 @@ ql_status output_index_text(const output_plan *plan, ql_arena *arena, char **tex
 
 /* ---- model card ---------------------------------------------------------------------------------------------------------------- */
 
-/* .../models--org--name/snapshots/<revision> is org/name, anything else is called after its directory. */
+/* .../models--org--name/snapshots/<revision> is org/name, anything else is called after its directory, if that is UTF-8. */
 ql_status output_base_model(const char *dir, ql_arena *arena, char **name) {
     static const char mark[] = "models--";
     char path[PATH_MAX];
     if (!realpath(dir, path)) return ql_fail_errno("%s", dir);
     char *cached = strstr(path, mark), *slash = strrchr(path, '/');
+    if (!scan_is_text(path, strlen(path))) return ql_arena_string(arena, "model", name);
     if (!cached) return ql_arena_string(arena, slash && slash[1] ? slash + 1 : path, name);
     cached += sizeof mark - 1;
     cached[strcspn(cached, "/")] = 0;
@@ -142,7 +144,9 @@ static ql_status license_lines(const char *dir, ql_arena *arena, char **lines) {
     size_t size;
     QL_TRY(ql_arena_format(arena, &path, "%s/README.md", dir));
     QL_TRY(ql_arena_string(arena, "", lines));
-    if (!ql_path_exists(path) || ql_file_load(path, LIMIT, arena, &text, &size) != QL_OK) return QL_OK; /* a courtesy */
+    if (!ql_path_exists(path)) return QL_OK;
+    ql_status status = ql_file_load(path, LIMIT, arena, &text, &size);
+    if (status != QL_OK) return status == QL_NOMEM ? status : QL_OK; /* a card that cannot be read is no obstacle */
     if (strncmp(text, "---\n", 4) != 0) return QL_OK;
     QL_TRY(ql_take(arena, size + 1, 1, lines));
     to = *lines;
@@ -207,9 +211,18 @@ static ql_status section(const char *title, const char *before, const char *body
     return ql_arena_format(arena, text, "\n## %s\n\n%s%s%s%s", title, before, body, newline ? "" : "\n", after);
 }
 
+/* A name as a double-quoted scalar of YAML, which JSON's strings are, and the end of its line. */
+static ql_status quoted(const char *name, ql_arena *arena, char **text) {
+    json_t *string = json_string(name);
+    ql_status status = string ? output_json_text(string, JSON_ENCODE_ANY, arena, text)
+                              : ql_fail(QL_NOMEM, "no memory for the model card");
+    json_decref(string);
+    return status;
+}
+
 ql_status output_card_text(const char *source_dir, const layout_scheme *scheme, const output_texts *texts,
                            ql_arena *arena, char **text) {
-    char *derived, *license, *what, *recipe, *calibration, *metrics, *tags, *name;
+    char *derived, *license, *what, *recipe, *calibration, *metrics, *tags, *yaml_base;
     QL_TRY(output_base_model(source_dir, arena, &derived));
     QL_TRY(license_lines(source_dir, arena, &license));
     QL_TRY(summary(scheme, texts->mix, arena, &what));
@@ -221,23 +234,18 @@ ql_status output_card_text(const char *source_dir, const layout_scheme *scheme, 
         QL_TRY(ql_arena_format(arena, &tags, "tags:\n- qalib\n- %s\n- %d-bit\n", layout_method(scheme), scheme->bits));
     else QL_TRY(ql_arena_string(arena, "tags:\n- qalib\n", &tags));
     const char *base = texts->base_model ? texts->base_model : derived;
-    json_t *quoted = json_string(base);
-    char *yaml_base = quoted ? json_dumps(quoted, JSON_ENCODE_ANY) : NULL;
-    json_decref(quoted);
+    QL_TRY(quoted(base, arena, &yaml_base));
     const char *slash = strrchr(base, '/');
-    ql_status status = ql_arena_string(arena, slash ? slash + 1 : base, &name);
-    if (status == QL_OK)
-        status = ql_arena_format(arena, text,
-                                 "---\nbase_model: %s\nbase_model_relation: quantized\nlibrary_name: "
-                                 "%s\nquantized_by: qalib\n%s%s---\n"
-                                 "\n# %s, quantized\n\n%s Made from %s with Qalib %s.\n%s%s%s"
-                                 "\n## Loading\n\nIn this directory:\n\n%s%s",
-                                 yaml_base ? yaml_base : "", texts->mix ? "gguf" : "transformers", license, tags, name,
-                                 what, base, ql_version(), recipe, calibration, metrics,
-                                 texts->mix                                ? loading_gguf
-                                 : scheme && scheme->layout == LAYOUT_GPTQ ? loading_gptq
-                                                                           : loading_plain,
-                                 scheme && scheme->layout == LAYOUT_GPTQ && scheme->bits == 4 ? loading_exllamav2 : "");
-    free(yaml_base);
-    return status;
+    const bool gptq = scheme && scheme->layout == LAYOUT_GPTQ;
+    return ql_arena_format(arena, text,
+                           "---\nbase_model: %sbase_model_relation: quantized\nlibrary_name: "
+                           "%s\nquantized_by: qalib\n%s%s---\n"
+                           "\n# %s, quantized\n\n%s Made from %s with Qalib %s.\n%s%s%s"
+                           "\n## Loading\n\nIn this directory:\n\n%s%s",
+                           yaml_base, texts->mix ? "gguf" : "transformers", license, tags, slash ? slash + 1 : base,
+                           what, base, ql_version(), recipe, calibration, metrics,
+                           texts->mix ? loading_gguf
+                           : gptq     ? loading_gptq
+                                      : loading_plain,
+                           gptq && scheme->bits == 4 ? loading_exllamav2 : "");
 }

@@ -11,10 +11,11 @@
 enum { ROWS = 8, LENGTH = 32 };
 
 place place_open(const make_model *m) {
-    place p;
+    place p = {.made = *m};
     make_dir(p.dir);
     snprintf(p.model, sizeof p.model, "%s/model", p.dir);
     snprintf(p.tokens, sizeof p.tokens, "%s/tokens.h5", p.dir);
+    snprintf(p.stats, sizeof p.stats, "%s/stats", p.dir);
     snprintf(p.out, sizeof p.out, "%s/out", p.dir);
     snprintf(p.work, sizeof p.work, "%s/work", p.dir);
     assert_ok(ql_dir_make(p.model));

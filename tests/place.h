@@ -1,4 +1,4 @@
-/* Whole jobs on tiny models: a directory with model/, tokens.h5, and room for outputs. */
+/* Whole jobs on tiny models: a directory with model/, tokens.h5, and room for statistics and outputs. */
 #ifndef TESTS_PLACE_H
 #define TESTS_PLACE_H
 
@@ -6,7 +6,9 @@
 #include "tests/make.h"
 
 typedef struct place {
-    char dir[MAKE_PATH], model[MAKE_PATH + 16], tokens[MAKE_PATH + 16], out[MAKE_PATH + 16], work[MAKE_PATH + 16];
+    char dir[MAKE_PATH], model[MAKE_PATH + 16], tokens[MAKE_PATH + 16], stats[MAKE_PATH + 16];
+    char out[MAKE_PATH + 16], work[MAKE_PATH + 16];
+    make_model made;
     ql_ctx *ctx;
     ql_arena *arena;
 } place;

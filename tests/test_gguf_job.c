@@ -5,58 +5,26 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "calib/evaluate.h"
-#include "calib/job.h"
 #include "calib/schemes.h"
 #include "calib/verify.h"
 #include "formats/imatrix.h"
 #include "formats/layout_gguf.h"
 #include "formats/stats.h"
 #include "host/log.h"
-#include "host/rng.h"
-#include "tests/make.h"
+#include "tests/place.h"
 
-enum { ROWS = 4, LENGTH = 32, PATH = MAKE_PATH + 32 };
-
-typedef struct place {
-    char dir[MAKE_PATH], model[PATH], tokens[PATH], stats[PATH], out[PATH], work[PATH];
-    make_model made;
-    ql_ctx *ctx;
-    ql_arena *arena;
-} place;
+enum { PATH = MAKE_PATH + 32 };
 
 /* K-quants need rows of 256. */
 static place open_place(arch which) {
-    place p = {.made = make_tiny(which)};
-    p.made.hidden = p.made.intermediate = 256;
-    make_dir(p.dir);
-    snprintf(p.model, PATH, "%s/model", p.dir);
-    snprintf(p.tokens, PATH, "%s/tokens.h5", p.dir);
-    snprintf(p.stats, PATH, "%s/stats", p.dir);
-    snprintf(p.out, PATH, "%s/out", p.dir);
-    snprintf(p.work, PATH, "%s/work", p.dir);
-    assert_ok(ql_dir_make(p.model));
-    assert_ok(make_checkpoint(p.model, &p.made));
+    make_model m = make_tiny(which);
+    m.hidden = m.intermediate = 256;
+    ql_log_open(false, QL_ERROR); /* tokens of no tokenizer */
+    place p = place_open(&m);
     make_text(p.model, "tokenizer.json",
               "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"use_regex\": true}, \"model\": {\"type\": \"BPE\", "
               "\"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, \"merges\": [\"a b\"]}}");
-    ql_log_open(false, QL_ERROR); /* tokens of no tokenizer */
-    assert_ok(ql_ctx_open("cpu", 1, &p.ctx));
-    assert_ok(ql_arena_open(NULL, &p.arena));
-    int32_t ids[ROWS * LENGTH];
-    int64_t start[ROWS + 1];
-    for (int i = 0; i < ROWS * LENGTH; i++) ids[i] = (int32_t)(ql_random(5, (uint64_t)i) % (uint64_t)p.made.vocab);
-    for (int s = 0; s <= ROWS; s++) start[s] = s * LENGTH;
-    const token_file t = {
-        .n_seq = ROWS, .seq_len = LENGTH, .vocab = p.made.vocab, .n_tokens = ROWS * LENGTH, .ids = ids, .start = start};
-    assert_ok(tokens_write(p.tokens, &t, "random", 5));
     return p;
-}
-
-static void close_place(place *p) {
-    ql_ctx_close(p->ctx);
-    ql_arena_close(p->arena);
-    assert_ok(ql_dir_remove(p->dir));
 }
 
 static quantize_request request_of(place *p, const char *scheme, const char *name) {
@@ -66,14 +34,11 @@ static quantize_request request_of(place *p, const char *scheme, const char *nam
     assert_ok(recipe_check(&named.recipe));
     assert_ok(ql_arena_format(p->arena, &out, "%s/%s", p->dir, name));
     assert_ok(ql_arena_format(p->arena, &work, "%s/%s.work", p->dir, name));
-    return (quantize_request){.model_dir = p->model,
-                              .out_dir = out,
-                              .work_dir = work,
-                              .tokens_path = p->tokens,
-                              .mode = STATISTICS_FP,
-                              .recipe = named.recipe,
-                              .format = named.format,
-                              .shard_size = 5000000000u};
+    quantize_request r = place_request(p, 4);
+    r.out_dir = out, r.work_dir = work;
+    r.mode = STATISTICS_FP;
+    r.recipe = named.recipe, r.format = named.format;
+    return r;
 }
 
 static void collect(place *p, int kinds) {
@@ -103,22 +68,6 @@ static void assert_same_file(place *p, const char *a, const char *b) {
     if (memcmp(sums[0], sums[1], 32) != 0) fail_msg("%s and %s differ", a, b);
 }
 
-static double kl_of(place *p, const char *dir) {
-    model m, base;
-    token_file tokens;
-    progress *quiet;
-    evaluation e;
-    assert_ok(tokens_read(p->tokens, p->arena, &tokens));
-    assert_ok(model_open(p->ctx, dir, &m));
-    assert_ok(model_open(p->ctx, p->model, &base));
-    assert_ok(progress_open(PROGRESS_NONE, "test", 1, &quiet));
-    assert_ok(evaluate(p->ctx, &m, &base, &tokens, quiet, &e));
-    progress_close(quiet);
-    model_close(&m);
-    model_close(&base);
-    return e.kld_mean;
-}
-
 /* Rows moved for llama, and not for qwen; names, types and keys are what verify and eval expect.  Q8_0 is about 13 times finer than
  * Q4_K, and KL is quadratic in the error. */
 static void gguf_job_of_every_architecture(void **state) {
@@ -135,10 +84,10 @@ static void gguf_job_of_every_architecture(void **state) {
             if (found.findings) fail_msg("%s", found.finding[0]);
             assert_int_equal(found.modules, p.made.layers * LINEARS);
             assert_true(found.hashed && found.row_count > found.modules);
-            kl[f] = kl_of(&p, r[f].out_dir);
+            kl[f] = place_kl(&p, r[f].out_dir, false);
         }
         if (!(kl[0] > 0 && kl[0] < 0.05 && kl[1] < kl[0] / 50)) fail_msg("%d: KL %g and %g", (int)all[i], kl[0], kl[1]);
-        close_place(&p);
+        place_close(&p);
     }
 }
 
@@ -221,7 +170,7 @@ static void gguf_job_same_bytes_from_every_source(void **state) {
     assert_non_null(gguf_key_of(&a, GGUF_IMPORTANCE_KEY));
     assert_null(gguf_key_of(&b, GGUF_IMPORTANCE_KEY));
     gguf_close(&a), gguf_close(&b);
-    close_place(&p);
+    place_close(&p);
 }
 
 /* The job's blocks, encoded layer by layer and committed, are those that the writer makes by itself from the checkpoint. */
@@ -261,7 +210,7 @@ static void gguf_job_writes_what_the_layout_writes(void **state) {
     }
     gguf_close(&job), gguf_close(&same);
     checkpoint_close(ck);
-    close_place(&p);
+    place_close(&p);
 }
 
 /* One line each, and nothing is written. */
@@ -295,7 +244,7 @@ static void gguf_job_refuses_importance_of_another_model(void **state) {
     refuse(&p, &r, QL_FORMAT, "expected a mean of squares");
     make_text(p.dir, "matrix", "GGUF");
     refuse(&p, &r, QL_FORMAT, "matrix");
-    close_place(&p);
+    place_close(&p);
 }
 
 static void gguf_job_refuses_before_work(void **state) {
@@ -315,7 +264,7 @@ static void gguf_job_refuses_before_work(void **state) {
     r = request_of(&p, "Q4_K_M", "out2");
     refuse(&p, &r, QL_MISSING, "no tokenizer.json");
     assert_false(ql_path_exists(r.work_dir));
-    close_place(&p);
+    place_close(&p);
 }
 
 static void write_at(const char *path, uint64_t at, const void *data, size_t size) {
@@ -369,7 +318,7 @@ static void gguf_job_verify_sees_damage(void **state) {
     }
     assert_int_equal(truncate(path, (off_t)size - 100), 0);
     assert_finding(&p, r.out_dir, NULL, "model.gguf");
-    close_place(&p);
+    place_close(&p);
 }
 
 /* Where a tensor of the model begins, and its first value. */
@@ -409,7 +358,7 @@ static void gguf_job_resumes(void **state) {
     }
     run_all(&p, &parts, 1);
     assert_same_file(&p, "whole", "parts");
-    close_place(&p);
+    place_close(&p);
 }
 
 int main(void) {

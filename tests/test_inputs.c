@@ -4,82 +4,51 @@
 #include <math.h>
 
 #include "calib/block.h"
-#include "calib/job.h"
 #include "calib/schemes.h"
-#include "formats/tokens.h"
-#include "host/file.h"
 #include "host/mat.h"
 #include "host/num.h"
 #include "host/rng.h"
-#include "tests/make.h"
+#include "tests/place.h"
 
 enum { ROWS = 9, LENGTH = 32 };
 
-typedef struct place {
-    char dir[MAKE_PATH], source[MAKE_PATH + 16], out[MAKE_PATH + 16], work[MAKE_PATH + 16], tokens[MAKE_PATH + 16];
-    ql_ctx *ctx;
+/* A quantized model, and its first block on the way through the forward pass. */
+typedef struct rounded_model {
+    place place;
     ql_arena *arena, *device;
     model model;
     forward forward;
     block block;
-} place;
-
-static void save_tokens(const place *p, int64_t vocab) {
-    int32_t ids[4 * LENGTH];
-    int64_t start[] = {0, LENGTH, 2 * LENGTH, 3 * LENGTH, 4 * LENGTH};
-    for (int i = 0; i < 4 * LENGTH; i++) ids[i] = (int32_t)(ql_random(5, (uint64_t)i) % (uint64_t)vocab);
-    const token_file t = {
-        .n_seq = 4, .seq_len = LENGTH, .vocab = vocab, .n_tokens = 4 * LENGTH, .ids = ids, .start = start};
-    assert_ok(tokens_write(p->tokens, &t, "random", 5));
-}
+} rounded_model;
 
 /* A model whose widths are several blocks of 128 and a rest, quantized by a scheme. */
-static void quantize(place *p, const char *scheme) {
+static void quantize(rounded_model *r, const char *scheme) {
     make_model m = make_tiny(ARCH_QWEN2); /* q, k and v have biases */
     named_scheme named;
-    json_t *report;
     m.hidden = 192, m.intermediate = 272, m.layers = 1;
-    make_dir(p->dir);
-    snprintf(p->source, sizeof p->source, "%s/model", p->dir);
-    snprintf(p->tokens, sizeof p->tokens, "%s/tokens.h5", p->dir);
-    snprintf(p->out, sizeof p->out, "%s/out", p->dir);
-    snprintf(p->work, sizeof p->work, "%s/work", p->dir);
-    assert_ok(ql_dir_make(p->source));
-    assert_ok(make_checkpoint(p->source, &m));
-    save_tokens(p, m.vocab);
-    assert_ok(ql_ctx_open("cpu", 2, &p->ctx));
+    r->place = place_open(&m);
     assert_ok(scheme_find(scheme, &named));
-    const quantize_request request = {.model_dir = p->source,
-                                      .out_dir = p->out,
-                                      .work_dir = p->work,
-                                      .tokens_path = p->tokens,
-                                      .mode = STATISTICS_FP,
-                                      .format = named.format,
-                                      .recipe = named.recipe,
-                                      .shard_size = 5000000000u};
-    assert_ok(quantize_run(p->ctx, &request, 1, &report));
-    json_decref(report);
+    quantize_request request = place_request(&r->place, 8);
+    request.mode = STATISTICS_FP;
+    request.format = named.format, request.recipe = named.recipe;
+    json_decref(place_quantize(&r->place, &request));
 }
 
-static void open_block(place *p, bool through_bytes) {
-    assert_ok(ql_arena_open(NULL, &p->arena));
-    assert_ok(ql_arena_open(p->ctx, &p->device));
-    assert_ok(model_open(p->ctx, p->out, &p->model));
-    if (through_bytes) assert_ok(model_plan_inputs(&p->model, ROWS));
-    assert_ok(forward_open(p->ctx, &p->model.config, LENGTH, ROWS, p->device, &p->forward));
-    assert_ok(forward_open_inputs(&p->forward, ROWS, p->model.byte_workspace, p->device));
-    assert_ok(model_load_block(&p->model, 0, p->device, &p->block));
+static void open_block(rounded_model *r, bool through_bytes) {
+    ql_ctx *ctx = r->place.ctx;
+    assert_ok(ql_arena_open(NULL, &r->arena));
+    assert_ok(ql_arena_open(ctx, &r->device));
+    assert_ok(model_open(ctx, r->place.out, &r->model));
+    if (through_bytes) assert_ok(model_plan_inputs(&r->model, ROWS));
+    assert_ok(forward_open(ctx, &r->model.config, LENGTH, ROWS, r->device, &r->forward));
+    assert_ok(forward_open_inputs(&r->forward, ROWS, r->model.byte_workspace, r->device));
+    assert_ok(model_load_block(&r->model, 0, r->device, &r->block));
 }
 
-static void close_block(place *p) {
-    model_close(&p->model);
-    ql_arena_close(p->device);
-    ql_arena_close(p->arena);
-}
-
-static void remove_place(place *p) {
-    ql_ctx_close(p->ctx);
-    assert_ok(ql_dir_remove(p->dir));
+static void close_block(rounded_model *r) {
+    model_close(&r->model);
+    ql_arena_close(r->device);
+    ql_arena_close(r->arena);
 }
 
 /* ---- in double precision ----------------------------------------------------------------------------------------------- */
@@ -96,7 +65,7 @@ static double rounded(float x, float scale, bool fp8) {
     return (double)scale * (double)nearbyintf(fminf(fmaxf(x / scale, -127), 127));
 }
 
-static void round_row(const place *p, const float *input_scale, const float *x, int64_t k, double *out) {
+static void round_row(const rounded_model *p, const float *input_scale, const float *x, int64_t k, double *out) {
     bool fp8 = p->model.scheme.type == CODE_E4M3;
     int64_t width = fp8 && p->model.scheme.group == FP8_BLOCK ? FP8_BLOCK : k;
     for (int64_t first = 0; first < k; first += width) {
@@ -106,7 +75,7 @@ static void round_row(const place *p, const float *input_scale, const float *x, 
     }
 }
 
-static void check_linear(place *p, linear_id id) {
+static void check_linear(rounded_model *p, linear_id id) {
     int64_t n, k;
     char module[NAME_SIZE];
     qmodule q;
@@ -139,7 +108,7 @@ static void check_linear(place *p, linear_id id) {
 
 /* Both ways to multiply: the values of rounded inputs, and the product of bytes. */
 static void check_scheme(const char *scheme) {
-    place p = {0};
+    rounded_model p = {0};
     quantize(&p, scheme);
     for (int bytes = 0; bytes < 2; bytes++) {
         open_block(&p, bytes);
@@ -149,7 +118,7 @@ static void check_scheme(const char *scheme) {
         }
         close_block(&p);
     }
-    remove_place(&p);
+    place_close(&p.place);
 }
 
 static void int8_per_token(void **state) { (void)state, check_scheme("W8A8-INT8"); }
@@ -160,14 +129,14 @@ static void fp8_in_blocks(void **state) { (void)state, check_scheme("FP8-block")
 /* With --weights-only inputs stay as they are. */
 static void weights_only_plans_nothing(void **state) {
     (void)state;
-    place p = {0};
+    rounded_model p = {0};
     quantize(&p, "FP8");
-    assert_ok(model_open(p.ctx, p.out, &p.model));
+    assert_ok(model_open(p.place.ctx, p.place.out, &p.model));
     p.model.weights_only = true;
     assert_ok(model_plan_inputs(&p.model, ROWS));
     for (linear_id id = 0; id < LINEARS; id++) assert_null(p.model.byte_plan[id]);
     model_close(&p.model);
-    remove_place(&p);
+    place_close(&p.place);
 }
 
 int main(void) {

@@ -64,15 +64,19 @@ typedef struct run_state {
     quantize_request request;
 } run_state;
 
+static quantize_request request_of(const whole_setting *how, const synthetic_files *files) {
+    return (quantize_request){.model_dir = files->model,
+                              .out_dir = files->out,
+                              .work_dir = files->work,
+                              .tokens_path = files->tokens,
+                              .mode = STATISTICS_PROPAGATED,
+                              .recipe = *how->recipe,
+                              .shard_size = 5000000000u};
+}
+
 static ql_status open_run(ql_ctx *ctx, const whole_setting *how, const synthetic_files *files, ql_arena *arena,
                           run_state *s) {
-    s->request = (quantize_request){.model_dir = files->model,
-                                    .out_dir = files->out,
-                                    .work_dir = files->work,
-                                    .tokens_path = files->tokens,
-                                    .mode = STATISTICS_PROPAGATED,
-                                    .recipe = *how->recipe,
-                                    .shard_size = 5000000000u};
+    s->request = request_of(how, files);
     QL_TRY(model_open(ctx, files->model, &s->model));
     QL_TRY(tokens_read(files->tokens, arena, &s->tokens));
     QL_TRY(part_open(ctx, &s->request, &s->model, &s->tokens, arena, &s->part));
@@ -149,13 +153,7 @@ ql_status bench_block(ql_ctx *ctx, const synthetic_shape *shape, const whole_set
 static ql_status run_job(ql_ctx *ctx, const whole_setting *how, const synthetic_files *files, double seconds[PHASES]) {
     json_t *report, *spent;
     size_t i;
-    quantize_request request = {.model_dir = files->model,
-                                .out_dir = files->out,
-                                .work_dir = files->work,
-                                .tokens_path = files->tokens,
-                                .mode = STATISTICS_PROPAGATED,
-                                .recipe = *how->recipe,
-                                .shard_size = 5000000000u};
+    const quantize_request request = request_of(how, files);
     QL_TRY(quantize_run(ctx, &request, 1, &report));
     json_array_foreach(json_object_get(json_object_get(report, "environment"), "phases"), i, spent) seconds[i] +=
         json_number_value(json_object_get(spent, "seconds"));
