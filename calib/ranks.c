@@ -117,8 +117,8 @@ static ql_status join_rounds(join *j, ql_arena *host) {
     QL_TRY(ql_take(host, 1, sizeof *f, &f));
     find_nodes(j->ranks, j->t->rows, f);
     j->forest = f;
-    j->height = ROUND_BYTES / (j->ranks * (int64_t)row) + 1;
-    QL_TRY(ql_take(host, (size_t)(j->ranks * TREE_DEPTH * j->height), row, &j->out));
+    j->height = ql_at_most(ROUND_BYTES / (j->ranks * (int64_t)row) + 1, ql_ceil_div(sum->rows, j->ranks));
+    QL_TRY(ql_take(host, (size_t)(j->t->used * (j->ranks - 1) * j->height), row, &j->out));
     QL_TRY(ql_take(host, (size_t)(f->begin[j->ranks] * j->height), row, &j->in));
     QL_TRY(ql_take(host, (size_t)(j->ranks * j->height), row, &j->all));
     for (j->begin = 0; j->begin < sum->rows; j->begin += j->ranks * j->height) {
