@@ -11,7 +11,9 @@ typedef struct calibration {
     token_file tokens;
     dataset data;
     engine engine;
-    journal *journal;
+    journal *journal; /* rank 0's */
+    int64_t done;     /* layers */
+    bool finished;
     progress *progress;
     char source[65]; /* fingerprint of the model */
     ql_arena *host, *device;
@@ -27,15 +29,32 @@ static void calibration_close(calibration *c) {
     ql_arena_close(c->host);
 }
 
+static bool leads(const calibration *c) { return ql_comm_rank(c->request->comm) == 0; }
+
+/* Where each rank leaves its last steps if the ranks lose each other. */
+static ql_status record_steps(calibration *c) {
+    char *path;
+    QL_TRY(ql_arena_format(c->host, &path, "%s/flight-rank-%d.json", c->request->work_dir,
+                           ql_comm_rank(c->request->comm)));
+    ql_comm_record(c->request->comm, path);
+    return QL_OK;
+}
+
 static ql_status open_journal(ql_ctx *ctx, calibration *c) {
     json_t *fingerprint;
     QL_TRY(fingerprint_calibrate(ctx, &c->model, &c->tokens, c->request, &fingerprint));
     ql_status status = fingerprint_source(fingerprint, c->source);
     journal_mode mode = c->request->resume ? JOURNAL_RESUME : JOURNAL_NEW;
-    if (status == QL_OK)
+    if (status == QL_OK) status = fingerprint_agree(c->request->comm, fingerprint, c->host);
+    if (status == QL_OK && leads(c))
         status = journal_open(c->request->work_dir, mode, fingerprint, c->model.config.layers, &c->journal);
     json_decref(fingerprint);
-    return status;
+    QL_TRY(status);
+    int64_t state[2] = {leads(c) ? journal_done(c->journal) : 0, leads(c) && journal_finished(c->journal)};
+    QL_TRY(ql_comm_broadcast(c->request->comm, "layers done", 0, state, sizeof state));
+    c->done = state[0];
+    c->finished = state[1];
+    return record_steps(c);
 }
 
 static ql_status calibration_open(ql_ctx *ctx, calibration *c) {
@@ -52,6 +71,7 @@ static ql_status calibration_open(ql_ctx *ctx, calibration *c) {
     QL_TRY(tokens_check_model(&c->tokens, r->tokens_path, r->model_dir, c->model.config.vocab));
     QL_TRY(open_journal(ctx, c));
     QL_TRY(engine_open(ctx, &c->model, NULL, STATISTICS_FP, e));
+    e->comm = r->comm;
     return engine_open_rows(e, &c->tokens, &c->data, c->device);
 }
 
@@ -73,50 +93,59 @@ static ql_status take_kv(ql_ctx *ctx, const capture kv[2], const model_config *c
     return QL_OK;
 }
 
-static ql_status collect_layer(calibration *c, int64_t layer) {
+/* What all ranks have seen stands on each: one writes it. */
+static ql_status write_layer(calibration *c, int64_t layer, const capture captures[SITES], const capture kv[2]) {
     engine *e = &c->engine;
-    capture captures[SITES], kv[2];
     stats_layer stats = {.layer = layer, .n_tokens = (uint64_t)c->tokens.n_tokens, .n_seq = (uint64_t)c->tokens.n_seq};
     char *path;
     memcpy(stats.fingerprint, c->source, sizeof stats.fingerprint);
-    QL_TRY(layer_collect(e, layer, c->request->kinds, captures, kv));
     phases_enter(&e->phases, PHASE_WRITE, 0);
     for (site_id site = 0; site < SITES; site++)
         QL_TRY(capture_download(e->ctx, &captures[site], e->host, &stats.site[site]));
     QL_TRY(take_kv(e->ctx, kv, &c->model.config, e->host, &stats));
     QL_TRY(stats_path(e->host, c->request->work_dir, layer, &path));
-    return stats_write(path, &stats);
+    QL_TRY(stats_write(path, &stats));
+    return journal_commit(c->journal, layer, NULL);
+}
+
+static ql_status collect_layer(calibration *c, int64_t layer) {
+    capture captures[SITES], kv[2];
+    char *text;
+    QL_TRY(ql_arena_format(c->engine.host, &text, "layer=%lld\n", (long long)layer));
+    QL_TRY(ql_comm_agree(c->request->comm, "a layer", text)); /* ranks that have come apart must not go on */
+    QL_TRY(layer_collect(&c->engine, layer, c->request->kinds, captures, kv));
+    return leads(c) ? write_layer(c, layer, captures, kv) : QL_OK;
 }
 
 static ql_status run_layers(calibration *c) {
     engine *e = &c->engine;
-    int64_t done = journal_done(c->journal);
-    if (journal_finished(c->journal)) return QL_OK;
+    if (c->finished) return QL_OK;
     for (int64_t layer = 0; layer < c->model.config.layers; layer++) {
         ql_mark mark = ql_arena_mark(e->scratch);
         QL_TRY(cli_check_signal());
-        progress_step(c->progress, layer, layer < done ? "replaying" : "reading");
+        progress_step(c->progress, layer, layer < c->done ? "replaying" : "reading");
         ql_arena_release(e->host, (ql_mark){0});
-        if (layer < done) {
+        if (layer < c->done) {
             const layer_result untouched = {.layer = layer};
             QL_TRY(layer_replay(e, &untouched));
         } else {
             QL_TRY(collect_layer(c, layer));
-            QL_TRY(journal_commit(c->journal, layer, NULL));
         }
         ql_arena_release(e->scratch, mark);
     }
     progress_step(c->progress, c->model.config.layers, "done");
-    return journal_finish(c->journal, NULL);
+    return leads(c) ? journal_finish(c->journal, NULL) : QL_OK;
 }
 
 ql_status calibrate_run(ql_ctx *ctx, const calibrate_request *request, json_t **report) {
     calibration c = {.request = request};
     ql_status status = calibration_open(ctx, &c);
-    if (status == QL_OK) status = progress_open(request->progress, "calibrate", c.model.config.layers, &c.progress);
+    progress_style style = leads(&c) ? request->progress : PROGRESS_NONE;
+    *report = NULL;
+    if (status == QL_OK) status = progress_open(style, "calibrate", c.model.config.layers, &c.progress);
     c.engine.progress = c.progress;
     if (status == QL_OK) status = run_layers(&c);
-    if (status == QL_OK)
+    if (status == QL_OK && leads(&c))
         *report = json_pack("{s:I, s:I, s:I, s:s, s:s, s:s}", "layers", (json_int_t)c.model.config.layers, "n_tokens",
                             (json_int_t)c.tokens.n_tokens, "n_seq", (json_int_t)c.tokens.n_seq, "statistics", "fp",
                             "source_fingerprint", c.source, "device", ql_ctx_describe(ctx));

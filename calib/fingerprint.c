@@ -106,3 +106,17 @@ ql_status fingerprint_job(const json_t *fingerprint, char text[65]) { return has
 ql_status fingerprint_source(const json_t *fingerprint, char text[65]) {
     return hash_document(json_object_get(fingerprint, "model"), text);
 }
+
+/* Every field on a line of its own, so that ranks that differ can say in what. */
+ql_status fingerprint_agree(ql_comm *comm, const json_t *fingerprint, ql_arena *host) {
+    char *text;
+    const char *key;
+    json_t *value;
+    QL_TRY(ql_arena_string(host, "", &text));
+    json_object_foreach((json_t *)(uintptr_t)fingerprint, key, value) {
+        char *canonical;
+        QL_TRY(ql_json_canonical(value, host, &canonical));
+        QL_TRY(ql_arena_format(host, &text, "%s%s=%s\n", text, key, canonical));
+    }
+    return ql_comm_agree(comm, "this job", text);
+}

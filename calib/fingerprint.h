@@ -16,4 +16,7 @@ ql_status fingerprint_job(const json_t *fingerprint, char text[65]);
 /* SHA-256 over the model's part alone: what a statistics store says about its source, 65 bytes. */
 ql_status fingerprint_source(const json_t *fingerprint, char text[65]);
 
+/* All ranks have the same one, or QL_MISMATCH names the first field that differs. */
+ql_status fingerprint_agree(ql_comm *comm, const json_t *fingerprint, ql_arena *host);
+
 #endif

@@ -35,8 +35,10 @@ typedef struct calibrate_request {
     int kinds; /* STATS_* */
     bool resume;
     progress_style progress;
+    ql_comm *comm; /* NULL: one rank; else all call calibrate_run, and rank 0 writes */
 } calibrate_request;
 
+/* *report: of rank 0 (json_decref); NULL on the others. */
 ql_status calibrate_run(ql_ctx *ctx, const calibrate_request *request, json_t **report);
 
 #endif

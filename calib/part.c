@@ -27,27 +27,13 @@ static ql_status check_output(const part *p) {
                    p->request->out_dir);
 }
 
-/* Every field of the fingerprint on a line of its own, so that ranks that differ can say in what. */
-static ql_status agree(part *p, const json_t *fingerprint) {
-    char *text;
-    const char *key;
-    json_t *value;
-    QL_TRY(ql_arena_string(p->host, "", &text));
-    json_object_foreach((json_t *)(uintptr_t)fingerprint, key, value) {
-        char *canonical;
-        QL_TRY(ql_json_canonical(value, p->host, &canonical));
-        QL_TRY(ql_arena_format(p->host, &text, "%s%s=%s\n", text, key, canonical));
-    }
-    return ql_comm_agree(p->request->comm, "this job", text);
-}
-
 /* Rank 0 keeps the journal. */
 static ql_status open_journal(ql_ctx *ctx, part *p) {
     json_t *fingerprint;
     QL_TRY(fingerprint_quantize(ctx, p->model, p->tokens, p->request, &fingerprint));
     journal_mode mode = p->request->resume ? JOURNAL_RESUME : JOURNAL_NEW;
     ql_status status = fingerprint_job(fingerprint, p->fingerprint);
-    if (status == QL_OK) status = agree(p, fingerprint);
+    if (status == QL_OK) status = fingerprint_agree(p->request->comm, fingerprint, p->host);
     if (status == QL_OK && ql_comm_rank(p->request->comm) == 0)
         status = journal_open(p->request->work_dir, mode, fingerprint, p->model->config.layers, &p->journal);
     json_decref(fingerprint);

@@ -35,16 +35,12 @@ static ql_status run(const cli *args) {
     };
     ql_ctx *ctx = NULL;
     json_t *report = NULL;
-    ql_comm *comm;
-    QL_TRY(cli_open_ranks(args, &comm));
-    if (ql_comm_size(comm) > 1)
-        return ql_fail(QL_UNSUPPORTED, "calibrate runs on one rank, %d were started; quantize --calib runs on several",
-                       ql_comm_size(comm));
+    QL_TRY(cli_open_ranks(args, &request.comm));
     QL_TRY(parse_kinds(cli_value(args, "collect"), &request.kinds));
     QL_TRY(cli_open_ctx(args, &ctx));
     ql_status status = calibrate_run(ctx, &request, &report);
-    if (status == QL_OK && cli_has(args, "json")) json_dumpf(report, stdout, JSON_INDENT(2)), putchar('\n');
-    else if (status == QL_OK)
+    if (report && cli_has(args, "json")) json_dumpf(report, stdout, JSON_INDENT(2)), putchar('\n');
+    else if (report)
         printf("%lld layers of statistics in %s (%lld tokens in %lld rows, mode fp)\n",
                (long long)json_integer_value(json_object_get(report, "layers")), request.work_dir,
                (long long)json_integer_value(json_object_get(report, "n_tokens")),
@@ -60,6 +56,7 @@ static const cli_option options[] = {
     {"work", 'w', "DIR", true, "where the store is written, one file per layer"},
     {"collect", 0, "LIST", false, "what to collect: hessian, moments, hist (default: all)"},
     {"resume", 0, NULL, false, "go on where an interrupted run stopped; starts from the beginning if there is none"},
+    {"comm-timeout", 0, "S", false, "give up when another rank is missing for so long (default: 600)"},
     {NULL, 0, NULL, false, NULL},
 };
 

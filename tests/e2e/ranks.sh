@@ -52,6 +52,21 @@ if [ "${QALIB_TIER:-quick}" = full ]; then
     same_for schemes --scheme W4A16-GPTQ-g32,W4A16-AWQ-g32,W8A8-INT8,FP8,NF4 --calib "$tmp/tokens.h5"
 fi
 
+# A statistics store, whole, and one that another number of ranks goes on with.
+"$qalib" calibrate -m "$tmp/model" --calib "$tmp/tokens.h5" -w "$tmp/stats" --threads 1 --quiet >/dev/null 2>&1
+for n in "${counts[@]}"; do
+    ranks "$n" "$qalib" calibrate -m "$tmp/model" --calib "$tmp/tokens.h5" -w "$tmp/stats-$n" --quiet --json >"$tmp/stats.json" 2>"$tmp/stderr" ||
+        { cat "$tmp/stderr" >&2; fail "calibrate on $n ranks"; }
+    holds "$tmp/stats.json" 'j["layers"] == 2'
+    [ "$(ls "$tmp/stats"/*.h5 | wc -l)" -eq 2 ] || fail "calibrate: no store"
+    for file in "$tmp/stats"/*.h5; do cmp "$file" "$tmp/stats-$n/$(basename "$file")" || fail "calibrate on $n ranks"; done
+done
+rm "$tmp/stats-2/layer-0001.h5"
+sed -i '2,$d' "$tmp/stats-2/journal.jsonl"
+ranks 4 "$qalib" calibrate -m "$tmp/model" --calib "$tmp/tokens.h5" -w "$tmp/stats-2" --resume --quiet >/dev/null 2>"$tmp/stderr" ||
+    { cat "$tmp/stderr" >&2; fail "calibrate: resume on 4 ranks"; }
+cmp "$tmp/stats/layer-0001.h5" "$tmp/stats-2/layer-0001.h5" || fail "calibrate: resumed to other bytes"
+
 # One of four ranks is lost behind the first layer.  lose SIGNAL NAME OPTIONS...: leaves mpirun's exit code in $code.
 "$build/make_model" "$tmp/long" --layers 10 --rows 40 --seqlen 24 --tokens "$tmp/long.h5" 2>/dev/null
 lost=(--method gptq --bits 4 --group-size 32 --sym --calib "$tmp/long.h5" --quiet)
@@ -99,5 +114,4 @@ expect 66 "missing.h5" ranks 2 "$qalib" quantize -m "$tmp/model" -o "$tmp/none" 
 # Launchers whose messages nobody carries, and contradictions.
 expect 69 "torchrun" env RANK=0 WORLD_SIZE=4 "$qalib" quantize -m "$tmp/model" -o "$tmp/none" "${job[@]}"
 expect 78 "WORLD_SIZE says 3" env RANK=0 WORLD_SIZE=3 OMPI_COMM_WORLD_SIZE=2 "$qalib" quantize -m "$tmp/model" -o "$tmp/none" "${job[@]}"
-expect 69 "one rank" ranks 2 "$qalib" calibrate -m "$tmp/model" --calib "$tmp/tokens.h5" -w "$tmp/stats"
 echo "ranks: ${counts[*]}"
