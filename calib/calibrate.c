@@ -146,8 +146,9 @@ ql_status calibrate_run(ql_ctx *ctx, const calibrate_request *request, json_t **
     c.engine.progress = c.progress;
     if (status == QL_OK) status = run_layers(&c);
     if (status == QL_OK && leads(&c))
-        *report = json_pack("{s:I, s:I, s:I, s:s, s:s, s:s}", "layers", (json_int_t)c.model.config.layers, "n_tokens",
-                            (json_int_t)c.tokens.n_tokens, "n_seq", (json_int_t)c.tokens.n_seq, "statistics", "fp",
+        *report = json_pack("{s:I, s:I, s:I, s:I, s:s, s:s, s:s}", "layers", (json_int_t)c.model.config.layers,
+                            "n_tokens", (json_int_t)c.tokens.n_tokens, "n_seq", (json_int_t)c.tokens.n_seq,
+                            "samples_skipped", (json_int_t)c.engine.samples_skipped, "statistics", "fp",
                             "source_fingerprint", c.source, "device", ql_ctx_describe(ctx));
     calibration_close(&c);
     return status;

@@ -54,10 +54,12 @@ static ql_status add(json_t *fingerprint, const char *key, json_t *value) {
     return ql_fail(QL_NOMEM, "no memory for the fingerprint");
 }
 
-/* A store is known by its first layer's file: all of its layers carry the same fingerprint. */
+/* A store is known by its first layer's file: all of its layers carry the same fingerprint; one that was made of the job's own rows, by
+ * these. */
 static ql_status stats_part(const quantize_request *request, char text[65]) {
     text[0] = 0;
-    return request->stats_dir ? hash_file(request->stats_dir, "layer-0000.h5", text) : QL_OK;
+    bool foreign = request->stats_dir && !request->tokens_path;
+    return foreign ? hash_file(request->stats_dir, "layer-0000.h5", text) : QL_OK;
 }
 
 static ql_status importance_part(const quantize_request *request, char text[65]) {

@@ -64,8 +64,8 @@ static ql_status open_engine(ql_ctx *ctx, job *j) {
         j->engine.kinds |= recipe_statistics(wanted);
         j->engine.with_kv = j->engine.with_kv || wanted->kv_cache;
     }
-    bool with_rows =
-        r->tokens_path && engine_needs_data(&j->engine); /* rounding to nearest reads nothing of its rows */
+    bool with_rows = r->tokens_path && !r->stats_dir &&
+                     engine_needs_data(&j->engine); /* rounding to nearest reads nothing of its rows */
     return with_rows ? engine_open_rows(&j->engine, &j->tokens, &j->data, j->device) : QL_OK;
 }
 

@@ -13,8 +13,9 @@
 
 typedef struct quantize_request {
     const char *model_dir, *out_dir, *work_dir;
-    const char *tokens_path, *stats_dir; /* at most one; NULL: no data */
-    const char *imatrix_path;            /* importance for GGUF files, without data; NULL: none */
+    const char *tokens_path,
+        *stats_dir;           /* NULL: none; both: the statistics of these rows, made before (calib/cache.h) */
+    const char *imatrix_path; /* importance for GGUF files, without data; NULL: none */
     statistics_mode mode;
     recipe recipe;
     output_format format;

@@ -191,7 +191,8 @@ static ql_status describe_calibration(const part *p, ql_arena *arena, char **tex
     const quantize_request *r = p->request;
     if (p->importance) return ql_arena_format(arena, text, "Importance of the inputs from an imatrix file.");
     if (r->format == OUTPUT_GGUF && !p->important) return ql_arena_format(arena, text, "None.");
-    if (r->stats_dir) return ql_arena_format(arena, text, "Statistics fp, from a store (qalib calibrate).");
+    if (r->stats_dir && !r->tokens_path)
+        return ql_arena_format(arena, text, "Statistics fp, from a store (qalib calibrate).");
     if (!r->tokens_path) return ql_arena_format(arena, text, "None: rounded to nearest.");
     return ql_arena_format(arena, text, "%lld rows of %lld tokens (SHA-256 of the token file %.16s...), statistics %s.",
                            (long long)p->tokens->n_seq, (long long)p->tokens->seq_len, p->tokens->sha256,

@@ -2,10 +2,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "calib/cache.h"
 #include "calib/cli/cli.h"
 #include "calib/job.h"
 #include "calib/report.h"
 #include "calib/schemes.h"
+#include "host/file.h"
 
 /* What the command line asks for: one output in --output itself, or one per name of --scheme or of the recipe's outputs beneath it. */
 typedef struct order {
@@ -117,14 +119,36 @@ static ql_status parse(const cli *args, ql_arena *arena, order *o) {
 
 /* ---- the work --------------------------------------------------------------------------------------------------------------- */
 
+enum { CACHE_USUAL = 20 }; /* GB */
+
+/* With --cache, from the statistics of an earlier job, or leaving its own. */
+static ql_status run_shared(const cli *args, ql_ctx *ctx, quantize_request shared[], int count, json_t *reports[]) {
+    cache c = {cli_value(args, "cache"), CACHE_USUAL * 1000000000ull};
+    cache_use use = {.pin = -1};
+    bool reads = false, fresh = true;
+    QL_TRY(cli_bytes(args, "cache-limit", &c.limit));
+    for (int i = 0; i < count; i++) {
+        char journal[4096];
+        snprintf(journal, sizeof journal, "%s/journal.jsonl", shared[i].work_dir);
+        reads = reads || recipe_statistics(&shared[i].recipe) || shared[i].recipe.kv_cache;
+        fresh = fresh && !ql_path_exists(journal);
+    }
+    if (c.dir && reads && shared[0].tokens_path && shared[0].mode == STATISTICS_FP)
+        QL_TRY(cache_open(ctx, &c, &shared[0], fresh, &use));
+    for (int i = 0; use.dir && i < count; i++) shared[i].stats_dir = use.dir;
+    ql_status status = quantize_run(ctx, shared, count, reports);
+    cache_close(&use);
+    return status;
+}
+
 /* What shares full-precision statistics, or needs none, goes in one pass; where rows follow the result, each has its own. */
-static ql_status run_all(ql_ctx *ctx, order *o) {
+static ql_status run_all(const cli *args, ql_ctx *ctx, order *o) {
     quantize_request shared[MOST_OUTPUTS];
     json_t *reports[MOST_OUTPUTS];
     int place[MOST_OUTPUTS], count = 0;
     for (int i = 0; i < o->count; i++)
         if (o->request[i].mode != STATISTICS_PROPAGATED) place[count] = i, shared[count++] = o->request[i];
-    if (count > 0) QL_TRY(quantize_run(ctx, shared, count, reports));
+    if (count > 0) QL_TRY(run_shared(args, ctx, shared, count, reports));
     for (int i = 0; i < count; i++) o->report[place[i]] = reports[i];
     for (int i = 0; i < o->count; i++)
         if (o->request[i].mode == STATISTICS_PROPAGATED) QL_TRY(quantize_run(ctx, &o->request[i], 1, &o->report[i]));
@@ -160,7 +184,7 @@ static ql_status run(const cli *args) {
     if (status == QL_OK) status = parse(args, arena, &o);
     if (status == QL_OK) status = cli_open_ctx(args, &ctx);
     for (int i = 0; i < o.count; i++) o.request[i].comm = comm;
-    if (status == QL_OK) status = run_all(ctx, &o);
+    if (status == QL_OK) status = run_all(args, ctx, &o);
     if (ql_comm_rank(comm) > 0) o.count = 0; /* rank 0 has the reports */
     if (status == QL_OK && o.count > 0 && cli_has(args, "json")) print_json(&o);
     for (int i = 0; i < o.count; i++) {
@@ -183,6 +207,10 @@ const cli_option cli_quantize_options[] = {
     {"statistics", 0, "MODE", false,
      "of --calib: propagated (through what is already quantized; default) or fp (default of a scheme but GPTQ below 4 "
      "bits)"},
+    {"cache", 0, "DIR", false,
+     "of full-precision statistics of --calib: start from those that an earlier job left here, or leave them; same "
+     "bytes"},
+    {"cache-limit", 0, "BYTES", false, "of all of it; the least recently used go first (default: 20GB)"},
     {"work", 'w', "DIR", false, "committed layers and journal (default: OUTPUT.work)"},
     {"resume", 0, NULL, false, "go on where an interrupted job stopped; content with a finished one"},
     {"format", 'f', "NAME", false,

@@ -143,6 +143,7 @@ typedef struct watch {
     const cli *args;
     char id[JOB_ID_LENGTH + 1];
     progress *bar;
+    char work[16]; /* that it shows: calibrate, then quantize, or quantize alone */
     int64_t next;
     bool over;
     time_t gone_since; /* 0: the daemon answers */
@@ -153,7 +154,13 @@ static ql_status show_event(watch *w, const json_t *event) {
     if (type && strcmp(type, "progress") == 0) {
         int64_t steps = json_integer_value(json_object_get(event, "steps"));
         const char *happens = json_string_value(json_object_get(event, "phase"));
-        if (!w->bar) QL_TRY(progress_open(cli_progress(w->args), "quantize", steps, &w->bar));
+        const char *work = json_string_value(json_object_get(event, "job"));
+        if (work && strncmp(work, w->work, sizeof w->work - 1) != 0) {
+            progress_close(w->bar);
+            w->bar = NULL;
+            snprintf(w->work, sizeof w->work, "%s", work);
+        }
+        if (!w->bar) QL_TRY(progress_open(cli_progress(w->args), w->work, steps, &w->bar));
         progress_step(w->bar, json_integer_value(json_object_get(event, "done")), happens ? happens : "");
         return QL_OK;
     }

@@ -1,7 +1,8 @@
 /* A job's record.  job.json in the job's directory is the truth, written whole at every change:
  *
  *   "version" 1, "id", "state", "rev" (changes so far), "attempt" (workers so far, 0: none yet), "created", "changed" (RFC 3339)
- *   "stuck"   attempts in a row that brought no layer; "steps_done": the most that any attempt reported
+ *   "stuck"   attempts in a row that brought no layer; "steps_done": how far any attempt came, for
+ *             comparison with the next (runner.c)
  *   "exit_code", "reason"   of the last end: the worker's code or null, one line
  *   "gpus"    ids of those that its last worker had, "0,2"; "" on the processor
  *   "key", "body_sha256"    Idempotency-Key or null; of the body as it came

@@ -35,6 +35,8 @@ static const char usage[] =
     "  --gpus LIST          ids of the GPUs that jobs may have, or none (default: those that qalib doctor finds)\n"
     "  --cpu-jobs N         jobs on the processor at one time (default: 1)\n"
     "  --memory SIZE        host memory that all jobs together may take, in MiB (default: what there is)\n"
+    "  --cache SIZE         statistics kept for later jobs on the same model and rows, in MiB; 0: none (default: "
+    "20480)\n"
     "  --live-jobs N        jobs that are not over, at most (default: 20000)\n"
     "  --connections N      at one time (default: 256)\n"
     "  --idle-timeout S     seconds that a connection may say nothing (default: 10)\n"
@@ -61,6 +63,7 @@ enum option_id {
     GPUS,
     CPU_JOBS,
     MEMORY,
+    CACHE,
     LIVE,
     CONNECTIONS,
     IDLE,
@@ -83,6 +86,7 @@ static const struct option options[] = {
     {"gpus", required_argument, NULL, GPUS},
     {"cpu-jobs", required_argument, NULL, CPU_JOBS},
     {"memory", required_argument, NULL, MEMORY},
+    {"cache", required_argument, NULL, CACHE},
     {"live-jobs", required_argument, NULL, LIVE},
     {"connections", required_argument, NULL, CONNECTIONS},
     {"idle-timeout", required_argument, NULL, IDLE},
@@ -141,6 +145,10 @@ static ql_status take_option(int id, settings *set) {
         QL_TRY(read_count("memory", 1, 1 << 30, &mib));
         set->memory_bytes = (uint64_t)mib << 20;
         return QL_OK;
+    case CACHE:
+        QL_TRY(read_count("cache", 0, 1 << 30, &mib));
+        set->cache_bytes = (uint64_t)mib << 20;
+        return QL_OK;
     case LOG_FORMAT:
         if (strcmp(optarg, "json") != 0 && strcmp(optarg, "text") != 0)
             return ql_fail(QL_USAGE, "--log-format \"%.40s\": expected text or json", optarg);
@@ -186,6 +194,7 @@ static ql_status read_settings(int argc, char *argv[], ql_arena *arena, settings
                       .cpu_jobs = 1,
                       .idle_s = 10,
                       .memory_bytes = machine_memory_total(),
+                      .cache_bytes = 20480ull << 20,
                       .retry_s = 30,
                       .runner = {.log_bytes = 64 << 20, .grace_s = 30, .layer_s = 600, .hang_s = 600}};
     *done = false;

@@ -100,13 +100,15 @@ static void write_pids(const runner *r) {
 
 /* ---- what it says ------------------------------------------------------------------------------------------------------------ */
 
+/* A job that collects statistics first does so in as many steps as it has layers: behind them, every step counts as more. */
 static void take_progress(runner *r, json_t *line) {
     int64_t done = json_integer_value(json_object_get(line, "done"));
+    const char *work = json_string_value(json_object_get(line, "job"));
     char ts[JOB_TIME_SIZE];
+    if (work && strcmp(work, "quantize") == 0) done += json_integer_value(json_object_get(line, "steps"));
     if (done > r->result.steps_done) r->result.steps_done = done;
     job_now(ts);
     json_object_del(line, "event");
-    json_object_del(line, "job");
     json_object_set_new(line, "type", json_string("progress"));
     json_object_set_new(line, "ts", json_string(ts));
     json_decref(r->progress);

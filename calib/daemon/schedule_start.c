@@ -147,12 +147,22 @@ static ql_status refuse(schedule *c, job *j, int wait_status) {
 
 /* ---- the worker --------------------------------------------------------------------------------------------------------------- */
 
+/* What only full-precision statistics of rows can use: others pass it by. */
+static ql_status cache_words(const settings *set, ql_arena *arena, char ***words) {
+    char *dir, *limit;
+    if (set->cache_bytes == 0) return QL_OK;
+    QL_TRY(ql_arena_format(arena, &dir, "--cache=%s/cache", set->state_dir));
+    QL_TRY(ql_arena_format(arena, &limit, "--cache-limit=%llu", (unsigned long long)set->cache_bytes));
+    return append_words(arena, words, (char *[]){dir, limit, NULL});
+}
+
 static ql_status worker_words(const schedule *c, const job *j, bool on_cpu, ql_arena *arena, char ***words) {
     static char command[] = "quantize", json[] = "--json", log[] = "--log-format=json", resume[] = "--resume",
                 cpu[] = "--device=cpu", cuda[] = "--device=cuda:0";
     char *recipe, *engine, *dir;
     QL_TRY(recipe_path(c, j, arena, &recipe));
     QL_TRY(spec_quantize_words(j->spec, recipe, arena, words));
+    QL_TRY(cache_words(c->set, arena, words));
     QL_TRY(ql_arena_string(arena, c->set->engine, &engine));
     QL_TRY(append_words(arena, words, (char *[]){engine, command, json, log, resume, on_cpu ? cpu : cuda, NULL}));
     QL_TRY(store_path(c->store, j->id, "", arena, &dir));

@@ -14,7 +14,9 @@ typedef struct settings {
     int64_t connections, live_jobs, cpu_jobs;
     int64_t idle_s;        /* a connection that says nothing */
     uint64_t memory_bytes; /* that all jobs together may take */
-    double retry_s;        /* first wait before another try */
+    uint64_t
+        cache_bytes; /* of statistics that jobs leave for each other (calib/cache.h), in state_dir/cache; 0: none */
+    double retry_s;  /* first wait before another try */
     runner_settings runner;
 } settings;
 

@@ -4,6 +4,7 @@
  *   jobs/ID/job.json   the truth about a job (calib/daemon/job.h), replaced whole; recipe.yaml if it brought one
  *   jobs/ID/events.jsonl, jobs/ID/attempt-1/...   what happened to it (calib/daemon/events.h, runner.h)
  *   new/, trash/       jobs that are being made or removed; emptied at every start
+ *   cache/             statistics that jobs leave for each other (calib/cache.h); theirs alone, --cache limits it
  *   queue.db           the index over jobs/ (calib/daemon/index.h)
  *
  * A change writes job.json inside the transaction that changes the index, and the row remembers inode and time of that file: at

@@ -73,6 +73,15 @@ holds "$tmp/events.json" '[e["layer"] for e in j["events"] if e["type"] == "laye
 client logs "$first" | grep -q . || fail "no log"
 client show "$first" --json >"$tmp/show.json"
 holds "$tmp/show.json" 'j["plan"]["peak_host_bytes"] > 0 and j["spec"]["model"].startswith("/")'
+# Another bit width starts from the first one's statistics, and is the same bytes.
+second=W8A16-GPTQ-g128
+"$qalib" quantize -m "$tmp/model" -o "$tmp/plain" --scheme $second --calib "$tmp/tokens.h5" --device cpu >/dev/null 2>&1
+client submit -m model -o warm --scheme $second --calib tokens.h5 --wait --json >"$tmp/warm.json" 2>"$tmp/stderr"
+warm=$(json "$tmp/warm.json" 'j["id"]')
+grep -q '"job":"calibrate"' "$state/jobs/$first/events.jsonl" || fail "the first job collected no statistics"
+! grep -q '"job":"calibrate"' "$state/jobs/$warm/events.jsonl" || fail "the second job collected statistics"
+client logs "$warm" | grep -q "statistics from the cache: $state/cache/" || fail "the second job made its own statistics"
+same_files "$tmp/plain/$second" "$tmp/warm/$second"
 python3 "$tests/openapi.py" "$socket" "$first" "$tmp" || fail "the daemon and its document disagree"
 echo "daemon: contract"
 
