@@ -7,7 +7,7 @@
  *   QL_TRY(output_finish(out, &texts));                       // the rest, then the index, config.json last
  *   output_close(out);
  *
- * The bytes depend on the source, the scheme and the modules alone (report.json and README.md are the caller's text).  While the
+ * The bytes depend on the source, the scheme and the modules alone (report.json, report.html and README.md are the caller's text).  While the
  * directory is incomplete it holds no config.json, but a marker with the job's name: only that job may start over in it.
  */
 #ifndef CALIB_OUTPUT_H
@@ -44,7 +44,7 @@ typedef struct output_texts {
     const char *calibration; /* one sentence */
     const char *metrics;     /* Markdown */
     const char *mix;         /* GGUF: the kind of file; NULL elsewhere */
-    const json_t *report;    /* report.json */
+    const json_t *report;    /* report.json, and shown by report.html */
 } output_texts;
 
 typedef struct output output;

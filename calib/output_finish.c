@@ -6,6 +6,7 @@
 
 #include "calib/output_parts.h"
 #include "calib/output_text.h"
+#include "calib/report_html.h"
 
 enum { TEXT_LIMIT = 256 << 20 }; /* of a file that is carried over or edited */
 
@@ -100,6 +101,8 @@ static ql_status save_report(output *out, const output_texts *texts) {
     if (texts->report) {
         QL_TRY(output_json_text(texts->report, 0, out->scratch, &text));
         QL_TRY(save_text(out, "report.json", text));
+        QL_TRY(report_html(&(report_run){.report = texts->report}, 1, out->scratch, &text));
+        QL_TRY(save_text(out, "report.html", text));
     }
     QL_TRY(output_card_text(checkpoint_dir(out->ck), out->scheme, texts, out->scratch, &text));
     return save_text(out, "README.md", text);

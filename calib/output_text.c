@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calib/loading.h"
 #include "formats/json_scan.h"
 #include "host/file.h"
 
@@ -158,38 +159,6 @@ static ql_status license_lines(const char *dir, ql_arena *arena, char **lines) {
     return QL_OK;
 }
 
-static const char loading_gptq[] =
-    "```sh\n"
-    "vllm serve .\n"
-    "```\n"
-    "\n"
-    "```python\n"
-    "from transformers import AutoModelForCausalLM, AutoTokenizer  # needs optimum and gptqmodel\n"
-    "model = AutoModelForCausalLM.from_pretrained(\".\", device_map=\"auto\")\n"
-    "tokenizer = AutoTokenizer.from_pretrained(\".\")\n"
-    "```\n";
-
-static const char loading_exllamav2[] = "\n"
-                                        "```python\n"
-                                        "from exllamav2 import ExLlamaV2, ExLlamaV2Config\n"
-                                        "model = ExLlamaV2(ExLlamaV2Config(\".\"))\n"
-                                        "model.load()\n"
-                                        "```\n";
-
-static const char loading_plain[] = "```sh\n"
-                                    "vllm serve .\n"
-                                    "```\n"
-                                    "\n"
-                                    "```python\n"
-                                    "from transformers import AutoModelForCausalLM\n"
-                                    "model = AutoModelForCausalLM.from_pretrained(\".\", device_map=\"auto\")\n"
-                                    "```\n";
-
-static const char loading_gguf[] = "```sh\n"
-                                   "llama-cli -m model.gguf\n"
-                                   "printf 'FROM ./model.gguf\\n' >Modelfile && ollama create NAME -f Modelfile\n"
-                                   "```\n";
-
 static ql_status summary(const layout_scheme *scheme, const char *mix, ql_arena *arena, char **text) {
     if (mix) return ql_arena_format(arena, text, "A GGUF file, %s, for llama.cpp and Ollama.", mix);
     if (!scheme) return ql_arena_string(arena, "The quantized weights, decoded to a plain 16-bit checkpoint.", text);
@@ -220,9 +189,17 @@ static ql_status quoted(const char *name, ql_arena *arena, char **text) {
     return status;
 }
 
+/* One block of code for each program. */
+static ql_status loading_text(const char *format, int bits, ql_arena *arena, char **text) {
+    QL_TRY(ql_arena_string(arena, "", text));
+    for (const loading *l = loading_for(format, bits); l->program; l++)
+        QL_TRY(ql_arena_format(arena, text, "%s%s```%s\n%s```\n", *text, **text ? "\n" : "", l->language, l->text));
+    return QL_OK;
+}
+
 ql_status output_card_text(const char *source_dir, const layout_scheme *scheme, const output_texts *texts,
                            ql_arena *arena, char **text) {
-    char *derived, *license, *what, *recipe, *calibration, *metrics, *tags, *yaml_base;
+    char *derived, *license, *what, *recipe, *calibration, *metrics, *tags, *yaml_base, *blocks;
     QL_TRY(output_base_model(source_dir, arena, &derived));
     QL_TRY(license_lines(source_dir, arena, &license));
     QL_TRY(summary(scheme, texts->mix, arena, &what));
@@ -237,15 +214,13 @@ ql_status output_card_text(const char *source_dir, const layout_scheme *scheme, 
     QL_TRY(quoted(base, arena, &yaml_base));
     const char *slash = strrchr(base, '/');
     const bool gptq = scheme && scheme->layout == LAYOUT_GPTQ;
+    const char *format = texts->mix ? "gguf" : gptq ? "gptq" : "";
+    QL_TRY(loading_text(format, scheme ? scheme->bits : 16, arena, &blocks));
     return ql_arena_format(arena, text,
                            "---\nbase_model: %sbase_model_relation: quantized\nlibrary_name: "
                            "%s\nquantized_by: qalib\n%s%s---\n"
                            "\n# %s, quantized\n\n%s Made from %s with Qalib %s.\n%s%s%s"
-                           "\n## Loading\n\nIn this directory:\n\n%s%s",
+                           "\n## Loading\n\nIn this directory:\n\n%s",
                            yaml_base, texts->mix ? "gguf" : "transformers", license, tags, slash ? slash + 1 : base,
-                           what, base, ql_version(), recipe, calibration, metrics,
-                           texts->mix ? loading_gguf
-                           : gptq     ? loading_gptq
-                                      : loading_plain,
-                           gptq && scheme->bits == 4 ? loading_exllamav2 : "");
+                           what, base, ql_version(), recipe, calibration, metrics, blocks);
 }

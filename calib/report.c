@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "calib/report_read.h"
+
 static json_t *real_or_null(double value) { return isfinite(value) ? json_real(value) : json_null(); }
 
 static json_t *report_module(const qmodule *q, const linear_record *r) {
@@ -34,8 +36,6 @@ json_t *report_layer(const layer_result *result, const module_rule *rules, const
     return list;
 }
 
-static double number(const json_t *object, const char *key) { return json_number_value(json_object_get(object, key)); }
-
 json_t *report_totals(const json_t *layers) {
     int64_t quantized = 0, kept = 0, fallbacks = 0, dead = 0;
     double relative = 0, loss = 0, rtn_loss = 0;
@@ -48,10 +48,10 @@ json_t *report_totals(const json_t *layers) {
         }
         quantized++;
         fallbacks += json_is_string(json_object_get(module, "fallback"));
-        dead += (int64_t)number(module, "dead_columns");
-        relative += number(module, "relative_error");
-        loss += number(module, "loss");
-        rtn_loss += number(module, "rtn_loss");
+        dead += (int64_t)report_number(module, "dead_columns");
+        relative += report_number(module, "relative_error");
+        loss += report_number(module, "loss");
+        rtn_loss += report_number(module, "rtn_loss");
     }
     return json_pack("{s:I, s:I, s:I, s:I, s:f, s:f}", "modules_quantized", (json_int_t)quantized, "modules_kept",
                      (json_int_t)kept, "fallbacks", (json_int_t)fallbacks, "dead_columns", (json_int_t)dead,
@@ -68,21 +68,19 @@ json_t *report_environment(ql_ctx *ctx, phases *p, size_t peak_device_bytes) {
                      "peak_device_bytes", (json_int_t)peak_device_bytes);
 }
 
-static const char *text(const json_t *object, const char *key) {
-    const char *value = json_string_value(json_object_get(object, key));
-    return value ? value : "-";
-}
-
 static void print_module(const json_t *module) {
-    double rtn = number(module, "rtn_loss");
+    double rtn = report_number(module, "rtn_loss");
     char shape[32], scheme[32];
-    snprintf(shape, sizeof shape, "%.0fx%.0f", number(module, "n"), number(module, "k"));
-    if (json_object_get(module, "stored")) snprintf(scheme, sizeof scheme, "%s", text(module, "stored"));
-    else snprintf(scheme, sizeof scheme, "w%.0fg%.0f", number(module, "bits"), number(module, "group_size"));
-    if (!json_object_get(module, "method")) printf("%-40s %14s %9s\n", text(module, "name"), shape, "16 bit");
+    snprintf(shape, sizeof shape, "%.0fx%.0f", report_number(module, "n"), report_number(module, "k"));
+    if (json_object_get(module, "stored")) snprintf(scheme, sizeof scheme, "%s", report_text(module, "stored"));
     else
-        printf("%-40s %14s %9s %6s %12.3e %10.3f\n", text(module, "name"), shape, scheme, text(module, "method"),
-               number(module, "relative_error"), rtn > 0 ? number(module, "loss") / rtn : 1.0);
+        snprintf(scheme, sizeof scheme, "w%.0fg%.0f", report_number(module, "bits"),
+                 report_number(module, "group_size"));
+    if (!json_object_get(module, "method")) printf("%-40s %14s %9s\n", report_text(module, "name"), shape, "16 bit");
+    else
+        printf("%-40s %14s %9s %6s %12.3e %10.3f\n", report_text(module, "name"), shape, scheme,
+               report_text(module, "method"), report_number(module, "relative_error"),
+               rtn > 0 ? report_number(module, "loss") / rtn : 1.0);
 }
 
 static void print_modules(const json_t *layers) {
@@ -101,11 +99,12 @@ static void print_layers(const json_t *layers) {
         json_t *alone = json_pack("[O]", layer), *totals = report_totals(alone);
         const json_t *worst = NULL;
         json_array_foreach(layer, m, module) {
-            if (!worst || number(module, "relative_error") > number(worst, "relative_error")) worst = module;
+            if (!worst || report_number(module, "relative_error") > report_number(worst, "relative_error"))
+                worst = module;
         }
-        printf("%-6zu %10.0f %10.0f %12.3e %10.3f  %s\n", l, number(totals, "modules_quantized"),
-               number(totals, "fallbacks"), number(totals, "mean_relative_error"), number(totals, "loss_over_rtn"),
-               text(worst, "name"));
+        printf("%-6zu %10.0f %10.0f %12.3e %10.3f  %s\n", l, report_number(totals, "modules_quantized"),
+               report_number(totals, "fallbacks"), report_number(totals, "mean_relative_error"),
+               report_number(totals, "loss_over_rtn"), report_text(worst, "name"));
         json_decref(totals);
         json_decref(alone);
     }
@@ -114,11 +113,12 @@ static void print_layers(const json_t *layers) {
 static void print_time(const json_t *environment) {
     size_t i;
     json_t *spent;
-    printf("%.1f s on %s:", number(environment, "seconds"), text(environment, "device_description"));
+    printf("%.1f s on %s:", report_number(environment, "seconds"), report_text(environment, "device_description"));
     json_array_foreach(json_object_get(environment, "phases"), i, spent) {
-        if (number(spent, "seconds") >= 0.05) printf(" %s %.1f", text(spent, "name"), number(spent, "seconds"));
+        if (report_number(spent, "seconds") >= 0.05)
+            printf(" %s %.1f", report_text(spent, "name"), report_number(spent, "seconds"));
     }
-    printf("\npeak memory %.0f MiB\n", number(environment, "peak_host_bytes") / 1048576);
+    printf("\npeak memory %.0f MiB\n", report_number(environment, "peak_host_bytes") / 1048576);
 }
 
 void report_print(const json_t *report) {
@@ -126,13 +126,13 @@ void report_print(const json_t *report) {
     const json_t *layers = json_object_get(report, "layers"), *totals = json_object_get(report, "totals");
     if (json_array_size(layers) > MANY_LAYERS) print_layers(layers);
     else print_modules(layers);
-    printf("\nstatistics %s: %.0f rows, %.0f tokens, %.0f rows skipped\n", text(report, "statistics"),
-           number(report, "samples"), number(report, "tokens"), number(report, "samples_skipped"));
+    printf("\nstatistics %s: %.0f rows, %.0f tokens, %.0f rows skipped\n", report_text(report, "statistics"),
+           report_number(report, "samples"), report_number(report, "tokens"), report_number(report, "samples_skipped"));
     printf("%.0f modules quantized, %.0f kept in 16 bits, %.0f fallbacks; loss %.3f of nearest rounding's\n",
-           number(totals, "modules_quantized"), number(totals, "modules_kept"), number(totals, "fallbacks"),
-           number(totals, "loss_over_rtn"));
+           report_number(totals, "modules_quantized"), report_number(totals, "modules_kept"),
+           report_number(totals, "fallbacks"), report_number(totals, "loss_over_rtn"));
     printf("%.0f -> %.0f bytes; %.3f bits per weight in the quantized modules, %.3f over all tensors\n",
-           number(report, "source_bytes"), number(report, "output_bytes"), number(report, "bits_per_quantized_weight"),
-           number(report, "bits_per_weight"));
+           report_number(report, "source_bytes"), report_number(report, "output_bytes"),
+           report_number(report, "bits_per_quantized_weight"), report_number(report, "bits_per_weight"));
     print_time(json_object_get(report, "environment"));
 }

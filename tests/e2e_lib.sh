@@ -24,8 +24,8 @@ json() { python3 -c 'import json, sys; j = json.load(open(sys.argv[1])); print(e
 # holds FILE EXPRESSION: the expression must be true.
 holds() { [ "$(json "$1" "bool($2)")" = True ] || { cat "$1" >&2; fail "does not hold in $1: $2"; }; }
 
-# same_files A B: the same bytes in every file but report.json, which holds times.
+# same_files A B: the same bytes in every file but report.json, which holds times, and report.html, which shows them.
 same_files() {
-    diff -r --exclude=report.json --exclude=SHA256SUMS "$1" "$2" >&2 || fail "$1 and $2 differ"
-    diff <(grep -v ' report.json$' "$1/SHA256SUMS") <(grep -v ' report.json$' "$2/SHA256SUMS") >&2 || fail "SHA256SUMS differ"
+    diff -r --exclude=report.json --exclude=report.html --exclude=SHA256SUMS "$1" "$2" >&2 || fail "$1 and $2 differ"
+    diff <(grep -v ' report\.\(json\|html\)$' "$1/SHA256SUMS") <(grep -v ' report\.\(json\|html\)$' "$2/SHA256SUMS") >&2 || fail "SHA256SUMS differ"
 }

@@ -102,6 +102,6 @@ int cli_signal(void); /* the one that arrived, 0 if none */
 
 extern const cli_command cmd_bench, cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_schemes, cmd_eval, cmd_generate,
     cmd_inspect, cmd_verify, cmd_export, cmd_plan, cmd_doctor, cmd_stats, cmd_submit, cmd_jobs, cmd_show, cmd_logs,
-    cmd_cancel, cmd_pause, cmd_resume, cmd_retry, cmd_rm, cmd_sbatch;
+    cmd_cancel, cmd_pause, cmd_resume, cmd_retry, cmd_rm, cmd_sbatch, cmd_report;
 
 #endif

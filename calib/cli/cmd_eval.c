@@ -1,17 +1,35 @@
 /* qalib eval: perplexity of a model directory, and its distance from the base. */
 #include <jansson.h>
+#include <libgen.h>
+#include <limits.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "calib/cli/cli.h"
 #include "calib/evaluate.h"
+#include "calib/report_read.h"
 
 static const char protocol[] = "rows: each row one window, scored from its second valid token on; mean nll in nats";
 
-static void print_json(const evaluation *e, const model *m, const token_file *tokens, ql_ctx *ctx) {
-    json_t *j =
-        json_pack("{s:f, s:f, s:I, s:s, s:I, s:I, s:s, s:s}", "perplexity", e->perplexity, "nll", e->nll, "n_tokens",
-                  (json_int_t)e->n_tokens, "protocol", protocol, "n_rows", (json_int_t)tokens->n_seq, "seq_len",
-                  (json_int_t)tokens->seq_len, "tokens_sha256", tokens->sha256, "device", ql_ctx_describe(ctx));
+/* Which job made the model, for qalib report; null for one that none did.  A GGUF file lies beside its report. */
+static json_t *job_of(const char *path) {
+    char copy[PATH_MAX];
+    json_t *report;
+    size_t length = strlen(path);
+    bool is_file = length > 5 && strcmp(path + length - 5, ".gguf") == 0;
+    snprintf(copy, sizeof copy, "%s", path);
+    if (report_load(is_file ? dirname(copy) : copy, &report) != QL_OK) return json_null();
+    const json_t *job = json_object_get(report, "job");
+    json_t *name = json_is_string(job) ? json_string(json_string_value(job)) : json_null();
+    json_decref(report);
+    return name;
+}
+
+static void print_json(const evaluation *e, const char *dir, const model *m, const token_file *tokens, ql_ctx *ctx) {
+    json_t *j = json_pack("{s:s, s:o, s:f, s:f, s:I, s:s, s:I, s:I, s:s, s:s}", "model", dir, "job", job_of(dir),
+                          "perplexity", e->perplexity, "nll", e->nll, "n_tokens", (json_int_t)e->n_tokens, "protocol",
+                          protocol, "n_rows", (json_int_t)tokens->n_seq, "seq_len", (json_int_t)tokens->seq_len,
+                          "tokens_sha256", tokens->sha256, "device", ql_ctx_describe(ctx));
     json_object_set_new(j, "weights", json_string(m->quantized ? layout_method(&m->scheme) : m->config.torch_dtype));
     json_object_set_new(j, "inputs",
                         json_string(!model_rounds_inputs(m) ? "16 bits"
@@ -75,7 +93,7 @@ static ql_status run(const cli *args) {
     if (status == QL_OK) status = progress_open(cli_progress(args), "eval", evaluate_steps(&m, with), &p);
     if (status == QL_OK) status = evaluate(ctx, &m, with, &tokens, p, &result);
     progress_close(p);
-    if (status == QL_OK && cli_has(args, "json")) print_json(&result, &m, &tokens, ctx);
+    if (status == QL_OK && cli_has(args, "json")) print_json(&result, dir, &m, &tokens, ctx);
     else if (status == QL_OK) print_table(&result);
     model_close(&base);
     model_close(&m);

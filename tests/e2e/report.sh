@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# What people see of a job: report.json, report.html beside every output, and qalib report over several.
+source "$(dirname "$0")/../e2e_lib.sh"
+
+"$build/make_model" "$tmp/model" --layers 2 --rows 8 --seqlen 32 --tokens "$tmp/tokens.h5"
+"$qalib" quantize -m "$tmp/model" -o "$tmp/gptq" --method gptq --bits 4 --group-size 32 --calib "$tmp/tokens.h5" >/dev/null 2>&1
+"$qalib" quantize -m "$tmp/model" -o "$tmp/list" --scheme W4A16-RTN-g64,NF4 >/dev/null 2>&1
+"$qalib" quantize -m "$demo/model" -o "$tmp/list" --scheme Q4_0 >/dev/null 2>&1
+for run in gptq list/W4A16-RTN-g64 list/NF4 list/Q4_0; do
+    [ -s "$tmp/$run/report.html" ] || fail "$run has no report.html"
+    (cd "$tmp/$run" && grep ' report.html$' SHA256SUMS | sha256sum --check --quiet) || fail "$run: report.html is not what SHA256SUMS says"
+done
+"$qalib" verify "$tmp/gptq" >/dev/null || fail "verify"
+echo ' ' >>"$tmp/list/NF4/report.html"
+expect 65 "1 findings" "$qalib" verify "$tmp/list/NF4"
+python3 tests/report_page.py "$qalib" "$tmp/gptq" "$tmp/list/W4A16-RTN-g64"
+
+# Runs and what eval said about them, in any order; of a GGUF file too.
+(
+    cd "$tmp"
+    "$qalib" eval -m gptq --tokens tokens.h5 --base model --json >gptq.json 2>/dev/null
+    "$qalib" eval -m "$PWD/list/Q4_0/model.gguf" --tokens tokens.h5 --json >gguf.json 2>/dev/null
+    "$qalib" report gguf.json gptq list/Q4_0/ list/NF4/report.json gptq.json --json >figures.json
+    [ ! -e qalib-report.html ] || fail "--json alone wrote a page"
+    "$qalib" report gptq list/NF4 >/dev/null 2>&1
+    [ -s qalib-report.html ] || fail "no page under its usual name"
+)
+holds "$tmp/figures.json" '[r["name"] for r in j["runs"]] == ["gptq", "list/Q4_0", "list/NF4"] and j["same_tokens"]'
+holds "$tmp/figures.json" "[r['kld_mean'] for r in j['runs']] == [$(json "$tmp/gptq.json" 'j["kld_mean"]'), None, None]"
+holds "$tmp/figures.json" "[r['perplexity'] for r in j['runs']] == [$(json "$tmp/gptq.json" 'j["perplexity"]'), $(json "$tmp/gguf.json" 'j["perplexity"]'), None]"
+
+# What is no report leaves one line, a code, and no page.
+refuse() { # CODE WORDS ARGUMENTS...
+    local code=$1 words=$2
+    shift 2
+    expect "$code" "$words" "$qalib" report "$@" -o "$tmp/page.html"
+    [ "$(grep -c . "$tmp/stderr")" -eq 1 ] || fail "more than one line: $*"
+    [ ! -e "$tmp/page.html" ] || fail "a page in spite of $words"
+}
+mkdir "$tmp/bad"
+head -c 500 "$tmp/gptq/report.json" >"$tmp/bad/cut.json"
+sed 's/"version": 1,/"version": 7,/' "$tmp/gptq/report.json" >"$tmp/bad/version.json"
+sed '/"bits_per_weight"/d' "$tmp/gptq/report.json" >"$tmp/bad/missing.json"
+truncate -s 100M "$tmp/bad/huge.json"
+refuse 64 "needs RUN..."
+refuse 66 "nowhere" "$tmp/nowhere"
+refuse 65 "$tmp/bad" "$tmp/bad"
+refuse 65 "cut.json: line" "$tmp/bad/cut.json"
+refuse 65 "version 7 of the report" "$tmp/bad/version.json"
+refuse 65 '"bits_per_weight" is missing' "$tmp/bad/missing.json"
+refuse 65 "huge.json" "$tmp/bad/huge.json"
+refuse 64 "or its report.json" "$tmp/gptq.json"
+refuse 78 "evaluates gptq, which is none of the runs given" "$tmp/list/NF4" "$tmp/gptq.json"
+refuse 78 "a second evaluation" "$tmp/gptq" "$tmp/gptq.json" "$tmp/gptq.json"
+expect 73 "page.html" "$qalib" report "$tmp/gptq" -o "$tmp/nowhere/page.html"
+echo "report: pages beside outputs, comparisons, bad input"
