@@ -33,8 +33,8 @@ QL_BOTH ql_wide ql_largest(ql_column c) {
 QL_BOTH void ql_extremes(ql_column c, ql_wide *min, ql_wide *max) {
     *min = *max = AT(c.x, 0);
     for (int i = 1; i < c.n; i++) {
-        *min = ql_pick(AT(c.x, i) < *min, AT(c.x, i), *min);
-        *max = ql_pick(AT(c.x, i) > *max, AT(c.x, i), *max);
+        *min = ql_wide_min(AT(c.x, i), *min);
+        *max = ql_wide_max(AT(c.x, i), *max);
     }
 }
 

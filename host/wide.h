@@ -17,10 +17,13 @@ typedef int ql_wide_mask;
 enum { QL_WIDTH = 1, QL_STRIDE = 32 /* the columns of a warp lie side by side in shared memory */ };
 QL_BOTH ql_wide ql_wide_of(float x) { return x; }
 QL_BOTH ql_wide ql_pick(ql_wide_mask mask, ql_wide yes, ql_wide no) { return mask ? yes : no; }
+QL_BOTH ql_wide ql_wide_max(ql_wide a, ql_wide b) { return a > b ? a : b; }
+QL_BOTH ql_wide ql_wide_min(ql_wide a, ql_wide b) { return a < b ? a : b; }
 QL_BOTH ql_wide ql_wide_sqrt(ql_wide x) { return sqrtf(x); }
 QL_BOTH int ql_any(ql_wide_mask mask) { return mask; }
 #else
 #ifdef __AVX__
+#include <immintrin.h>
 #define QL_LANES 8
 #else
 #define QL_LANES 4
@@ -33,9 +36,19 @@ QL_BOTH ql_wide ql_wide_of(float x) {
     for (int l = 0; l < QL_WIDTH; l++) wide[l] = x;
     return wide;
 }
+#ifdef __AVX__
+QL_BOTH ql_wide ql_pick(ql_wide_mask mask, ql_wide yes, ql_wide no) {
+    return (ql_wide)_mm256_blendv_ps((__m256)no, (__m256)yes, (__m256)mask);
+}
+QL_BOTH ql_wide ql_wide_max(ql_wide a, ql_wide b) { return (ql_wide)_mm256_max_ps((__m256)a, (__m256)b); }
+QL_BOTH ql_wide ql_wide_min(ql_wide a, ql_wide b) { return (ql_wide)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 QL_BOTH ql_wide ql_pick(ql_wide_mask mask, ql_wide yes, ql_wide no) {
     return (ql_wide)(((ql_wide_mask)yes & mask) | ((ql_wide_mask)no & ~mask));
 }
+QL_BOTH ql_wide ql_wide_max(ql_wide a, ql_wide b) { return ql_pick(a > b, a, b); }
+QL_BOTH ql_wide ql_wide_min(ql_wide a, ql_wide b) { return ql_pick(a < b, a, b); }
+#endif
 QL_BOTH ql_wide ql_wide_sqrt(ql_wide x) {
     for (int l = 0; l < QL_WIDTH; l++) x[l] = sqrtf(x[l]);
     return x;
@@ -52,10 +65,9 @@ QL_BOTH ql_wide ql_wide_abs(ql_wide x) { return ql_pick(x < 0.0f, -x, x); }
 /* To the nearest integer, ties to even, where |x| < 2^22: the last place of 1.5 * 2^23 is 1. */
 QL_BOTH ql_wide ql_wide_round(ql_wide x) { return (x + 12582912.0f) - 12582912.0f; }
 
-/* Within low .. high; NaN becomes low, so that every result is a code. */
+/* Within low .. high; NaN becomes low, so that every result is a code (the greater and the lesser of NaN and b are b). */
 QL_BOTH ql_wide ql_wide_clamp(ql_wide x, float low, float high) {
-    x = ql_pick(x > low, x, ql_wide_of(low));
-    return ql_pick(x > high, ql_wide_of(high), x);
+    return ql_wide_min(ql_wide_max(x, ql_wide_of(low)), ql_wide_of(high));
 }
 
 /* Halves away from zero, and to the integer below; same range. */
@@ -67,7 +79,7 @@ QL_BOTH ql_wide ql_wide_round_away(ql_wide x) {
 
 QL_BOTH ql_wide ql_wide_floor(ql_wide x) {
     ql_wide near = ql_wide_round(x);
-    return ql_pick(near > x, near - 1.0f, near);
+    return near - ql_pick(near > x, ql_wide_of(1.0f), ql_wide_of(0.0f));
 }
 
 #endif

@@ -4,6 +4,9 @@
 
 #include "host/ops.h"
 
+typedef uint32_t words __attribute__((vector_size(sizeof(ql_wide)))); /* one of each lane */
+static words whole(ql_wide code) { return (words) __builtin_convertvector(code, ql_wide_mask); }
+
 enum { SUBS = QL_SUPER / 16 /* most sub-blocks of 256 weights */ };
 
 /* 256 weights on their way to bytes: sub-block s is lane s % QL_WIDTH of column s / QL_WIDTH. */
@@ -120,42 +123,64 @@ static void store_codes(unit *u) {
     for (int i = 0; i < u->subs * u->n; i++) u->code[i] = (uint8_t)(int)rows[i];
 }
 
-/* Bytes of a block before those that hold nothing but four bits of two weights each. */
-static inline __attribute__((always_inline)) int head_bytes(ql_block_type type) {
-    if (ql_is_super(type) || type == QL_Q8_0) return 2;
-    return (ql_has_min(type) ? 4 : 2) + (ql_code_bits(type) == 5 ? 4 : 0);
+/* Four bytes of codes of the blocks in a column: Q8_0 has a code in each, counted from 127, the others the lower bits of two. */
+static inline __attribute__((always_inline)) words code_word(ql_block_type type, const ql_wide *code) {
+    words word = {0};
+    for (int o = 3; o >= 0; o--) {
+        words byte = whole(code[o]);
+        if (type == QL_Q8_0) byte = (byte - 127) & 255;
+        else byte = (byte & 15) | (whole(code[o + 16]) & 15) << 4;
+        word = word << 8 | byte;
+    }
+    return word;
 }
 
-/* One text per type: with the type known, the formula of a byte is short, and the loop over alike ones is vector instructions. */
-static inline __attribute__((always_inline)) void put_bytes(ql_block_type type, int count, const ql_block_parts *parts,
+static words fifth_bits(const ql_wide *code) {
+    words word = {0};
+    for (int j = 31; j >= 0; j--) word = word << 1 | whole(code[j]) >> 4;
+    return word;
+}
+
+/* One text per type: with the type known, the formula of a byte is short, and loops over alike ones are vector instructions. */
+static inline __attribute__((always_inline)) void put_super(ql_block_type type, int bytes, const ql_block_parts *parts,
                                                             uint8_t *to) {
-    int head = head_bytes(type);
-    for (int o = 0; o < head; o++) to[o] = ql_block_byte(type, parts, o);
-    for (int o = head; o < count; o++) to[o] = ql_block_byte(type, parts, o);
+    for (int o = 0; o < 2; o++) to[o] = ql_block_byte(type, parts, o);
+    for (int o = 2; o < bytes; o++) to[o] = ql_block_byte(type, parts, o);
 }
 
-static void put_block(ql_block_type type, const ql_block_parts *parts, uint8_t *to) {
-    switch (type) {
-#define PUT(name, text, number, weights, bytes)                                                                        \
-    case name: put_bytes(name, bytes, parts, to); break;
-        QL_BLOCK_TYPES(PUT)
-#undef PUT
-    default: break;
+/* The layout of ql_simple_byte, the blocks of a column side by side: their codes never go back into the order of the weights. */
+static inline __attribute__((always_inline)) void put_simple(ql_block_type type, int bytes, const unit *u,
+                                                             uint8_t *to) {
+    const int fifth = ql_code_bits(type) == 5, head = ql_has_min(type) ? 4 : 2, count = (bytes - head) / 4;
+    for (int first = 0; first < u->subs; first += QL_WIDTH) {
+        const ql_wide *code = u->codes + first / QL_WIDTH * 32;
+        uint32_t word[8][QL_WIDTH];
+        for (int i = 0; i < count; i++) {
+            words all = fifth && i == 0 ? fifth_bits(code) : code_word(type, code + 4 * (i - fifth));
+            memcpy(word[i], &all, sizeof all);
+        }
+        uint16_t half[2][QL_WIDTH];
+        for (int l = 0; l < QL_WIDTH; l++) half[0][l] = ql_f32_to_f16(u->scale[first + l]);
+        for (int l = 0; l < QL_WIDTH && head == 4; l++) half[1][l] = ql_f32_to_f16(u->min[first + l]);
+        for (int l = 0; l < QL_WIDTH && first + l < u->subs; l++, to += bytes) {
+            memcpy(to, &half[0][l], 2);
+            if (head == 4) memcpy(to + 2, &half[1][l], 2);
+            for (int i = 0; i < count; i++) memcpy(to + head + 4 * i, &word[i][l], 4);
+        }
     }
 }
 
-static void encode_super(unit *u, uint8_t *to) {
-    fit_scales(u);
-    refit(u);
-    store_codes(u);
-    put_block(u->type, &(ql_block_parts){u->code, u->scale_code, u->min_code, u->d, u->m}, to);
-}
-
-static void encode_simple(unit *u, uint8_t *to) {
-    store_codes(u);
-    for (int s = 0; s < u->subs; s++, to += ql_block_bytes(u->type)) {
-        uint16_t d = ql_f32_to_f16(u->scale[s]), m = ql_f32_to_f16(u->min[s]);
-        put_block(u->type, &(ql_block_parts){u->code + s * u->n, NULL, NULL, d, m}, to);
+static void put(const unit *u, uint8_t *to) {
+    const ql_block_parts parts = {u->code, u->scale_code, u->min_code, u->d, u->m};
+    switch (u->type) {
+#define PUT(name, text, number, weights, bytes)                                                                        \
+    case name:                                                                                                         \
+        if (weights == QL_SUPER) put_super(name, bytes, &parts, to);                                                   \
+        else put_simple(name, bytes, u, to);                                                                           \
+        break;
+        QL_BLOCK_TYPES(PUT)
+#undef PUT
+    default: break;
     }
 }
 
@@ -168,8 +193,12 @@ static void encode_row(ql_block_type type, const float *x, const float *importan
         load(&u, x + i, importance ? importance + i : NULL);
         int super = ql_is_super(type);
         fit(&u, row, importance && super ? ql_sum_of_squares(x + i, QL_SUPER) / QL_SUPER : 0.0f);
-        if (super) encode_super(&u, to);
-        else encode_simple(&u, to);
+        if (super) {
+            fit_scales(&u);
+            refit(&u);
+            store_codes(&u);
+        }
+        put(&u, to);
         to += count / ql_block_weights(type) * ql_block_bytes(type);
     }
 }
