@@ -63,11 +63,7 @@ static ql_status calibration_open(ql_ctx *ctx, calibration *c) {
     QL_TRY(ql_arena_open(NULL, &c->host));
     QL_TRY(ql_arena_open(ctx, &c->device));
     QL_TRY(tokens_read(r->tokens_path, c->host, &c->tokens));
-    QL_TRY(model_open(ctx, r->model_dir, &c->model));
-    if (c->model.quantized)
-        return ql_fail(QL_MISMATCH,
-                       "%s: is quantized already (quantization_config in config.json); calibrate the original",
-                       c->request->model_dir);
+    QL_TRY(model_open_original(ctx, r->model_dir, "calibrate with", &c->model));
     QL_TRY(tokens_check_model(&c->tokens, r->tokens_path, r->model_dir, c->model.config.vocab));
     QL_TRY(open_journal(ctx, c));
     QL_TRY(engine_open(ctx, &c->model, NULL, STATISTICS_FP, e));

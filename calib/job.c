@@ -27,13 +27,6 @@ static void job_close(job *j) {
     ql_arena_close(j->host);
 }
 
-static ql_status open_model(ql_ctx *ctx, job *j) {
-    QL_TRY(model_open(ctx, j->request->model_dir, &j->model));
-    if (!j->model.quantized) return QL_OK;
-    return ql_fail(QL_MISMATCH, "%s: is quantized already (quantization_config in config.json); quantize the original",
-                   j->request->model_dir);
-}
-
 static ql_status read_tokens(job *j) {
     const quantize_request *r = j->request;
     if (!r->tokens_path) return QL_OK;
@@ -164,7 +157,7 @@ static ql_status record_steps(job *j) {
 static ql_status run(ql_ctx *ctx, job *j, const quantize_request requests[]) {
     bool complete = true;
     QL_TRY(ql_arena_open(NULL, &j->host));
-    QL_TRY(open_model(ctx, j));
+    QL_TRY(model_open_original(ctx, j->request->model_dir, "quantize", &j->model));
     QL_TRY(read_tokens(j));
     QL_TRY(open_parts(ctx, j, requests));
     for (int i = 0; i < j->count; i++) complete = complete && part_is_complete(&j->parts[i]);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "calib/model_parts.h"
+#include "formats/gguf.h"
 #include "host/mat.h"
 
 ql_status model_open(ql_ctx *ctx, const char *dir, model *out) {
@@ -15,6 +16,29 @@ ql_status model_open(ql_ctx *ctx, const char *dir, model *out) {
     if (status == QL_OK && out->quantized) status = layout_read(out->ck, &out->scheme);
     if (status != QL_OK) model_close(out);
     return status;
+}
+
+ql_status model_refuse_gguf(const char *path, const char *what) {
+    ql_arena *arena;
+    char *file = NULL;
+    QL_TRY(ql_arena_open(NULL, &arena));
+    ql_status status = gguf_model_file(path, arena, &file);
+    if (status == QL_OK && file)
+        status = ql_fail(QL_MISMATCH,
+                         "%s: is a GGUF file; %s the checkpoint that it was made from (config.json and safetensors)",
+                         file, what);
+    ql_arena_close(arena);
+    return status;
+}
+
+ql_status model_open_original(ql_ctx *ctx, const char *dir, const char *what, model *out) {
+    *out = (model){0};
+    QL_TRY(model_refuse_gguf(dir, what));
+    QL_TRY(model_open(ctx, dir, out));
+    if (!out->quantized) return QL_OK;
+    model_close(out);
+    return ql_fail(QL_MISMATCH, "%s: is quantized already (quantization_config in config.json); %s the original", dir,
+                   what);
 }
 
 void model_close(model *m) {

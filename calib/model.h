@@ -41,6 +41,10 @@ typedef struct model {
 } model;
 
 ql_status model_open(ql_ctx *ctx, const char *dir, model *out);
+/* One whose weights are to be quantized or calibrated with (`what` says which, for messages): QL_MISMATCH if they are codes already, or
+ * in a GGUF file. */
+ql_status model_open_original(ql_ctx *ctx, const char *dir, const char *what, model *out);
+ql_status model_refuse_gguf(const char *path, const char *what);
 
 static inline bool model_rounds_inputs(const model *m) {
     return m->quantized && m->scheme.activations != ACTIVATIONS_16 && !m->weights_only;

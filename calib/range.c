@@ -1,6 +1,7 @@
 #include "calib/range.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 #include "formats/stats.h"
 #include "host/num.h"
@@ -76,7 +77,7 @@ static double least_error_limit(const spans *s, double largest, ql_dtype dtype) 
 
 /* ---- divergence ------------------------------------------------------------------------------------------------------------- */
 
-enum { EVEN_BINS = 2048, LEVELS = 128 /* magnitudes of 8 bits */ };
+enum { EVEN_BINS = 2048, MOST_LEVELS = 128 /* magnitudes of 8 bits */ };
 
 /* Even bins up to the largest magnitude; what the spans hold is spread evenly over them. */
 static void spread(const spans *s, double largest, double even[EVEN_BINS]) {
@@ -94,22 +95,21 @@ static void spread(const spans *s, double largest, double even[EVEN_BINS]) {
             even[b] += from->count * (high - low) / (from->high - from->low);
         }
     }
-    even[0] = even[1]; /* zeros are exact at any scale */
 }
 
 /* KL(p || q) of the first `kept` bins: p has what is clipped in its last bin; q is p without that, level by level spread evenly over
  * the bins that are not empty. */
-static double divergence(const double even[EVEN_BINS], int kept, double clipped) {
-    double level_sum[LEVELS] = {0}, level_bins[LEVELS] = {0}, p_total = clipped, sum = 0;
+static double divergence(const double even[EVEN_BINS], int levels, int kept, double clipped) {
+    double level_sum[MOST_LEVELS] = {0}, level_bins[MOST_LEVELS] = {0}, p_total = clipped, sum = 0;
     for (int b = 0; b < kept; b++) {
-        int level = (int)((int64_t)b * LEVELS / kept);
+        int level = b * levels / kept;
         level_sum[level] += even[b];
         level_bins[level] += even[b] > 0;
         p_total += even[b];
     }
     double q_total = p_total - clipped;
     for (int b = 0; b < kept; b++) {
-        int level = (int)((int64_t)b * LEVELS / kept);
+        int level = b * levels / kept;
         double p = even[b] + (b == kept - 1 ? clipped : 0), q = even[b] > 0 ? level_sum[level] / level_bins[level] : 0;
         if (p > 0 && q <= 0) return INFINITY;
         if (p > 0) sum += p / p_total * log(p / p_total / (q / q_total));
@@ -117,16 +117,17 @@ static double divergence(const double even[EVEN_BINS], int kept, double clipped)
     return sum;
 }
 
-static double least_divergence_limit(const spans *s, double largest) {
-    double even[EVEN_BINS], clipped = 0, least = INFINITY;
+/* The share of the bins to keep: the widest of equals among every `step`th. */
+static double least_divergence(double even[EVEN_BINS], int levels, int step) {
+    double clipped = 0, least = INFINITY;
     int best = EVEN_BINS;
-    spread(s, largest, even);
-    for (int kept = EVEN_BINS; kept >= LEVELS; kept--) { /* the widest of equals */
-        double found = divergence(even, kept, clipped);
+    even[0] = even[1]; /* zeros are exact at any scale */
+    for (int kept = EVEN_BINS; kept >= levels; kept--) {
+        double found = (EVEN_BINS - kept) % step == 0 ? divergence(even, levels, kept, clipped) : INFINITY;
         if (found < least) least = found, best = kept;
         clipped += even[kept - 1];
     }
-    return largest * best / EVEN_BINS;
+    return (double)best / EVEN_BINS;
 }
 
 ql_status range_limit(const recipe *r, code_type type, const uint64_t *count, float largest, ql_arena *scratch,
@@ -137,8 +138,46 @@ ql_status range_limit(const recipe *r, code_type type, const uint64_t *count, fl
     QL_TRY(collect(count, largest, scratch, &s));
     if (r->range == RANGE_PERCENTILE) found = percentile_limit(&s, r->percentile);
     if (r->range == RANGE_MSE) found = least_error_limit(&s, largest, type == CODE_E4M3 ? QL_F8_E4M3 : QL_I8);
-    if (r->range == RANGE_KL) found = least_divergence_limit(&s, largest);
+    if (r->range == RANGE_KL) {
+        double even[EVEN_BINS];
+        spread(&s, largest, even);
+        found = largest * least_divergence(even, MOST_LEVELS, 1);
+    }
     ql_arena_release(scratch, mark);
     *limit = fminf((float)found, largest);
+    return QL_OK;
+}
+
+/* ---- rows and groups --------------------------------------------------------------------------------------------------------- */
+
+static int by_size(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* sizes: magnitudes, ascending. */
+static float group_limit(const recipe *r, int bits, const float *sizes, int64_t count) {
+    float largest = sizes[count - 1];
+    if (r->range == RANGE_PERCENTILE) return sizes[(int64_t)ceil(r->percentile / 100 * (double)count) - 1];
+    if (!(largest > 0)) return largest;
+    enum { STEP = 16 };
+    double even[EVEN_BINS] = {0};
+    for (int64_t i = 0; i < count; i++) even[(int)fmin((double)sizes[i] / largest * EVEN_BINS, EVEN_BINS - 1)]++;
+    return (float)(largest * least_divergence(even, 1 << (bits - 1), STEP));
+}
+
+ql_status range_clip(const recipe *r, int bits, int64_t group, int64_t n, int64_t k, float *w) {
+    float *sizes = ql_malloc((size_t)group * sizeof *sizes);
+    if (!sizes) return ql_fail(QL_NOMEM, "no memory for a group of %lld weights", (long long)group);
+    for (int64_t row = 0; row < n; row++)
+        for (int64_t first = 0; first < k; first += group) {
+            float *x = w + row * k + first;
+            int64_t count = first + group < k ? group : k - first;
+            for (int64_t i = 0; i < count; i++) sizes[i] = fabsf(x[i]);
+            qsort(sizes, (size_t)count, sizeof *sizes, by_size);
+            float limit = group_limit(r, bits, sizes, count);
+            for (int64_t i = 0; i < count; i++) x[i] = fmaxf(fminf(x[i], limit), -limit);
+        }
+    ql_mfree(sizes);
     return QL_OK;
 }

@@ -155,18 +155,34 @@ static ql_status settle_blocks(recipe *r) {
     return QL_OK;
 }
 
-/* Where a histogram can choose the range, and which way. */
+/* Rows and groups: the calibrators that look at magnitudes take the place of the search by squares. */
+static ql_status check_group_range(const recipe *r) {
+    const char *name = range_names[r->range];
+    bool searched = r->asked & ASKED_SCALE_SEARCH && r->scale_search != SEARCH_OFF;
+    if (r->base.method != METHOD_RTN || r->base.type != CODE_INT || r->literature)
+        return ql_fail(
+            QL_MISMATCH,
+            "range %s: is for static inputs, weights with one scale per tensor, and method rtn with integers", name);
+    if (r->range == RANGE_MSE && r->scale_search == SEARCH_OFF)
+        return ql_fail(QL_MISMATCH, "range mse: is scale_search, which is off; drop one of the two");
+    if (r->range == RANGE_MSE) return QL_OK;
+    if (searched || r->clip)
+        return ql_fail(QL_MISMATCH, "range %s: takes the place of scale_search and clip; drop one of the two", name);
+    bool groups = r->base.group > 0;
+    for (int i = 0; i < r->n_overrides; i++)
+        groups = groups || (r->overrides[i].has_group && r->overrides[i].rule.group > 0);
+    if (r->range == RANGE_KL && groups)
+        return ql_fail(QL_MISMATCH, "range kl: groups are too small to have a distribution; group_size -1 or -2");
+    return QL_OK;
+}
+
 static ql_status check_range(const recipe *r) {
     const char *name = range_names[r->range];
     bool weights = r->base.group == GROUP_TENSOR, inputs = r->activations == ACTIVATIONS_STATIC;
     if (!(r->percentile > 0 && r->percentile <= 100))
         return ql_fail(QL_MISMATCH, "percentile %g: expected more than 0, at most 100", r->percentile);
     if (r->range == RANGE_MINMAX) return QL_OK;
-    if (!weights && !inputs)
-        return ql_fail(QL_MISMATCH,
-                       "range %s: is for static activations and for weights with one scale per tensor; groups and "
-                       "rows have scale_search",
-                       name);
+    if (!weights && !inputs) return check_group_range(r);
     if (r->range == RANGE_KL && r->base.type != CODE_INT)
         return ql_fail(QL_MISMATCH, "range kl: compares with evenly spaced levels, type %s has none",
                        type_names[r->base.type]);

@@ -10,7 +10,8 @@
  *   group_size: 128                  # 32, 64, 128, -1: one scale per row; 8 bits also -2: per tensor; fp8: 128 are 128 x 128 blocks
  *   activations: none                # token: inputs in 8 bits, a scale per token; static: a scale from calibration
  *   input_zeros: false               # activations token, integers: a zero point per token beside its scale
- *   range: minmax                    # minmax, percentile, mse, kl: of static inputs and of weights with one scale per tensor
+ *   range: minmax                    # minmax, percentile, mse, kl: of static inputs and of weights with one scale per tensor;
+ *                                    # method rtn without static inputs: of rows and groups, too (kl: rows)
  *   percentile: 99.99                # of the magnitudes, where range is percentile
  *   kv_cache: none                   # fp8: runtimes keep keys and values in E4M3, scaled from calibration; compressed-tensors
  *   symmetric: true
@@ -157,6 +158,12 @@ static inline bool recipe_needs_moments(const recipe *r) {
 /* Histograms of the inputs. */
 static inline bool recipe_needs_histograms(const recipe *r) {
     return r->activations == ACTIVATIONS_STATIC && r->range != RANGE_MINMAX;
+}
+
+/* Does a calibrator clip rows or groups of weights before they are rounded?  (mse is what scale_search does.) */
+static inline bool recipe_clips_groups(const recipe *r) {
+    return (r->range == RANGE_PERCENTILE || r->range == RANGE_KL) && r->base.group != GROUP_TENSOR &&
+           r->activations != ACTIVATIONS_STATIC;
 }
 
 /* What is known of whole blocks alone, so of full-precision statistics: those, and the ranges of keys and values. */

@@ -258,6 +258,11 @@ static void gguf_job_refuses_before_work(void **state) {
     refuse(&p, &r, QL_MISMATCH, "Q4_K_M: is a GGUF file");
     r = request_of(&p, "FP8", "out2"), r.format = OUTPUT_GGUF;
     refuse(&p, &r, QL_MISMATCH, "one of its own mixes");
+    r = request_of(&p, "F16", "half");
+    run_all(&p, &r, 1);
+    quantize_request again = request_of(&p, "FP8", "out2");
+    again.model_dir = r.out_dir;
+    refuse(&p, &again, QL_MISMATCH, "quantize the checkpoint that it was made from");
     char *tokenizer;
     assert_ok(ql_arena_format(p.arena, &tokenizer, "%s/tokenizer.json", p.model));
     assert_int_equal(unlink(tokenizer), 0);

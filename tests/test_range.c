@@ -98,18 +98,18 @@ static void mse_is_the_least_error_of_the_values(void **state) {
 }
 
 /* TensorRT's calibration, step by step on even bins of the values: reference distribution with what is clipped in its last bin,
- * candidate of 128 levels spread over the bins that are not empty. */
-static double divergence_of(const double bins[2048], int kept) {
-    double reference[2048], candidate[2048] = {0}, clipped = 0, r_total = 0, c_total = 0, sum = 0;
+ * candidate of `levels` levels spread over the bins that are not empty. */
+static double divergence_of(const double bins[2048], int levels, int kept) {
+    double reference[2048] = {0}, candidate[2048] = {0}, clipped = 0, r_total = 0, c_total = 0, sum = 0;
     for (int b = kept; b < 2048; b++) clipped += bins[b];
     for (int b = 0; b < kept; b++) reference[b] = bins[b];
     reference[kept - 1] += clipped;
-    for (int level = 0; level < 128; level++) {
+    for (int level = 0; level < levels; level++) {
         double total = 0, full = 0;
         for (int b = 0; b < kept; b++)
-            if (b * 128 / kept == level) total += bins[b], full += bins[b] > 0;
+            if (b * levels / kept == level) total += bins[b], full += bins[b] > 0;
         for (int b = 0; b < kept; b++)
-            if (b * 128 / kept == level && bins[b] > 0) candidate[b] = total / full;
+            if (b * levels / kept == level && bins[b] > 0) candidate[b] = total / full;
     }
     for (int b = 0; b < kept; b++) r_total += reference[b], c_total += candidate[b];
     for (int b = 0; b < kept; b++) {
@@ -128,14 +128,57 @@ static void kl_is_the_least_divergence_of_even_bins(void **state) {
         draw(outliers[o], 5);
         for (int i = 0; i < VALUES; i++) bins[(int)fmin(values[i] / largest() * 2048, 2047)]++;
         bins[0] = bins[1];
-        for (int kept = 128; kept <= 2048; kept += 16) least = fmin(least, divergence_of(bins, kept));
+        for (int kept = 128; kept <= 2048; kept += 16) least = fmin(least, divergence_of(bins, 128, kept));
         double limit = limit_of(RANGE_KL, 100, CODE_INT), found = INFINITY;
         int near =
             (int)rint(limit / largest() * 2048); /* the last bin may be empty among the values and not when blurred */
         for (int kept = near - 8 < 128 ? 128 : near - 8; kept <= near + 8 && kept <= 2048; kept++)
-            found = fmin(found, divergence_of(bins, kept));
+            found = fmin(found, divergence_of(bins, 128, kept));
         if (!(found <= least + 0.002)) fail_msg("outliers %g: %g nats, least %g", outliers[o], found, least);
         if (o > 0) assert_true(limit < 0.99 * largest());
+    }
+}
+
+/* Each group of a row is clipped at a value of its own, known from sorting; signs and what is within stay. */
+static void groups_are_clipped_at_their_percentile(void **state) {
+    (void)state;
+    enum { N = 3, K = 200, GROUP = 64 };
+    const recipe r = {.range = RANGE_PERCENTILE, .percentile = 95};
+    float w[N * K], clipped[N * K];
+    for (int i = 0; i < N * K; i++) w[i] = clipped[i] = (float)ql_random_normal(3, (uint64_t)i);
+    assert_ok(range_clip(&r, 4, GROUP, N, K, clipped));
+    for (int row = 0; row < N; row++)
+        for (int first = 0; first < K; first += GROUP) {
+            int size = first + GROUP < K ? GROUP : K - first, beyond = 0;
+            const float *x = w + row * K + first, *y = clipped + row * K + first;
+            float limit = 0;
+            for (int i = 0; i < size; i++) limit = fmaxf(limit, fabsf(y[i]));
+            for (int i = 0; i < size; i++) {
+                assert_true(y[i] == (fabsf(x[i]) <= limit ? x[i] : copysignf(limit, x[i])));
+                beyond += fabsf(x[i]) > limit;
+            }
+            assert_int_equal(beyond, size - (int)ceil(0.95 * size)); /* 64: 3, the rest of 8: none */
+        }
+}
+
+/* The limit of a row is the best of its candidates, at any number of levels. */
+static void rows_are_clipped_at_the_least_divergence(void **state) {
+    (void)state;
+    draw(1e-3, 5);
+    for (int bits = 3; bits <= 8; bits++) {
+        const recipe r = {.range = RANGE_KL};
+        float row[VALUES], limit = 0;
+        double bins[2048] = {0}, least = INFINITY;
+        for (int i = 0; i < VALUES; i++) row[i] = (float)(i % 2 ? values[i] : -values[i]);
+        for (int i = 0; i < VALUES; i++) bins[(int)fmin(values[i] / largest() * 2048, 2047)]++;
+        bins[0] = bins[1];
+        for (int kept = 2048; kept >= 1 << (bits - 1); kept -= 16)
+            least = fmin(least, divergence_of(bins, 1 << (bits - 1), kept));
+        assert_ok(range_clip(&r, bits, VALUES, 1, VALUES, row));
+        for (int i = 0; i < VALUES; i++) limit = fmaxf(limit, fabsf(row[i]));
+        double found = divergence_of(bins, 1 << (bits - 1), (int)rint(limit / largest() * 2048));
+        if (!(found <= least + 1e-9)) fail_msg("%d bits: %g nats, least %g", bits, found, least);
+        assert_true(limit < 0.99 * largest());
     }
 }
 
@@ -160,6 +203,8 @@ int main(void) {
         cmocka_unit_test(percentile_is_that_of_the_sorted_values),
         cmocka_unit_test(mse_is_the_least_error_of_the_values),
         cmocka_unit_test(kl_is_the_least_divergence_of_even_bins),
+        cmocka_unit_test(groups_are_clipped_at_their_percentile),
+        cmocka_unit_test(rows_are_clipped_at_the_least_divergence),
         cmocka_unit_test(one_value_is_a_range),
     };
     return cmocka_run_group_tests_name("range", tests, setup, teardown);

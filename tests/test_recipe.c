@@ -193,7 +193,7 @@ static void literature_is_the_original_and_nothing_else(void **state) {
     assert_refused(parse("version: 1\nsequential: true\nliterature: true\n", &r), QL_MISMATCH, "sequential");
 }
 
-static void ranges_go_where_a_histogram_is(void **state) {
+static void ranges_go_where_magnitudes_are_known(void **state) {
     (void)state;
     recipe r;
     assert_ok(parse("version: 1\nscheme: FP8-static\nrange: mse\n", &r));
@@ -204,7 +204,18 @@ static void ranges_go_where_a_histogram_is(void **state) {
     assert_false(recipe_needs_histograms(&r));
     assert_ok(parse("version: 1\nmethod: rtn\nscale_search: importance\n", &r));
     assert_true(r.scale_search == SEARCH_IMPORTANCE && recipe_needs_data(&r));
-    assert_refused(parse("version: 1\nrange: mse\n", &r), QL_MISMATCH, "groups and rows have scale_search");
+    assert_ok(parse("version: 1\nmethod: rtn\nrange: mse\n", &r));
+    assert_false(recipe_clips_groups(&r));
+    assert_ok(parse("version: 1\nmethod: rtn\nrange: percentile\npercentile: 99\n", &r));
+    assert_true(recipe_clips_groups(&r));
+    assert_ok(parse("version: 1\nmethod: rtn\ngroup_size: -1\nrange: kl\n", &r));
+    assert_true(recipe_clips_groups(&r));
+    assert_refused(parse("version: 1\nrange: mse\n", &r), QL_MISMATCH, "method rtn with integers");
+    assert_refused(parse("version: 1\ntype: fp8\nrange: percentile\n", &r), QL_MISMATCH, "method rtn with integers");
+    assert_refused(parse("version: 1\nmethod: rtn\nrange: kl\n", &r), QL_MISMATCH, "too small");
+    assert_refused(parse("version: 1\nmethod: rtn\nscale_search: false\nrange: mse\n", &r), QL_MISMATCH, "is off");
+    assert_refused(parse("version: 1\nmethod: rtn\nscale_search: true\nrange: percentile\n", &r), QL_MISMATCH,
+                   "takes the place of scale_search");
     assert_refused(parse("version: 1\nscheme: FP8-static\nrange: kl\n", &r), QL_MISMATCH, "type fp8 has none");
     assert_refused(parse("version: 1\nscheme: W8A8-INT8-static\nrange: kl\n", &r), QL_MISMATCH, "before smoothing");
     assert_ok(parse("version: 1\nscheme: W8A8-INT8-static\nsmoothing: none\nrange: kl\n", &r));
@@ -516,7 +527,7 @@ int main(void) {
         cmocka_unit_test(last_matching_override_counts_alone),
         cmocka_unit_test(bad_recipes_are_refused_with_their_line),
         cmocka_unit_test(literature_is_the_original_and_nothing_else),
-        cmocka_unit_test(ranges_go_where_a_histogram_is),
+        cmocka_unit_test(ranges_go_where_magnitudes_are_known),
         cmocka_unit_test(several_outputs),
         cmocka_unit_test(bad_outputs_are_refused_with_their_line),
         cmocka_unit_test(what_makes_no_sense_together_is_refused),

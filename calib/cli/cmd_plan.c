@@ -36,6 +36,7 @@ static ql_status find_model(inputs *in) {
     char *path;
     const char *dir = cli_value(in->args, "model"), *file = cli_value(in->args, "config");
     if (!dir == !file) return ql_fail(QL_USAGE, "give --model DIR or --config FILE, one of the two");
+    if (dir) QL_TRY(model_refuse_gguf(dir, "plan with"));
     if (dir) QL_TRY(ql_arena_format(in->arena, &path, "%s/config.json", dir));
     else QL_TRY(ql_arena_string(in->arena, file, &path));
     in->config_path = path;

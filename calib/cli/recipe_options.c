@@ -16,7 +16,8 @@ const cli_option cli_recipe_options[] = {
     {"activations", 0, "MODE", false, "inputs in 8 bits: none, token or static (default: none)"},
     {"input-zeros", 0, "on|off", false, "with --activations token: a zero point per token (default: off)"},
     {"range", 0, "NAME", false,
-     "of static inputs and of weights with one scale per tensor: minmax, percentile, mse or kl (default: minmax)"},
+     "minmax, percentile, mse or kl, of static inputs and of weights with one scale per tensor; without static inputs "
+     "also of rows and, but for kl, groups that --method rtn rounds (default: minmax)"},
     {"percentile", 0, "X", false, "where --range is percentile (default: 99.99)"},
     {"kv-cache", 0, "TYPE", false, "keys and values of the runtime's cache: none or fp8 (default: none)"},
     {"sym", 0, NULL, false, "symmetric grids (default)"},
