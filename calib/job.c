@@ -51,6 +51,8 @@ static ql_status open_engine(ql_ctx *ctx, job *j) {
     QL_TRY(ql_arena_open(ctx, &j->device));
     QL_TRY(engine_open(ctx, &j->model, &r->recipe, r->mode, &j->engine));
     j->engine.comm = r->comm;
+    ql_arena *const arenas[PHASES_WATCHED] = {j->device, j->engine.weights, j->engine.scratch, j->engine.host};
+    for (int i = 0; i < PHASES_WATCHED; i++) phases_watch(&j->engine.phases, arenas[i]);
     j->engine.stats_dir = r->stats_dir;
     for (int i = 0; i < j->count; i++) {
         const recipe *wanted = &j->parts[i].request->recipe;
@@ -128,6 +130,7 @@ static ql_status run_layers(job *j) {
 static size_t free_rows(job *j) {
     engine *e = &j->engine;
     size_t peak = ql_arena_peak(j->device) + ql_arena_peak(e->weights) + ql_arena_peak(e->scratch);
+    phases_watch_none(&e->phases);
     dataset_close(&j->data);
     ql_arena_close(j->device);
     ql_arena_close(e->weights);

@@ -55,6 +55,27 @@ static void survey_diagonal(const float *diagonal, int64_t k, double *mean_of_li
     *mean_of_live = *dead < k ? sum / (double)(k - *dead) : 0;
 }
 
+static int by_size(const void *a, const void *b) {
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+/* How far the largest channel of the input stands above the median one, from sums of squares if there are any. */
+static ql_status measure_outlier(const linear_job *job, double *outlier) {
+    if (!job->input || !ql_is_present(job->input->hessian)) return QL_OK;
+    float *squares;
+    ql_mat on_device;
+    int64_t k = job->input->k;
+    ql_mark mark = ql_arena_mark(job->device), host = ql_arena_mark(job->host);
+    QL_TRY(ql_take(job->host, (size_t)k, sizeof *squares, &squares));
+    QL_TRY(read_diagonal(job, job->input->hessian, &on_device, squares));
+    qsort(squares, (size_t)k, sizeof *squares, by_size);
+    if (squares[k / 2] > 0) *outlier = sqrt((double)squares[k - 1] / squares[k / 2]);
+    ql_arena_release(job->host, host);
+    ql_arena_release(job->device, mark);
+    return QL_OK;
+}
+
 static ql_status make_grid(const linear_job *job, int64_t n, int64_t k, const int32_t *order, ql_grid *grid) {
     int64_t group = job->rule.group < 0 ? k : job->rule.group;
     *grid = (ql_grid){.bits = job->rule.bits, .group = group};
@@ -216,6 +237,7 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
     int32_t *order = NULL;
     *record = (linear_record){0};
     QL_TRY(check_range(job, lin->w));
+    QL_TRY(measure_outlier(job, &record->outlier));
     if (job->rule.type == CODE_BLOCKS) {
         QL_TRY(ql_context(linear_encode_blocks(job, lin->w, out, record), "%s", job->name));
         ql_arena_release(job->device, mark);

@@ -85,7 +85,7 @@ static const char style[] =
     "  margin: .25rem 0; overflow-wrap: normal; }\n"
     "summary { cursor: pointer; color: var(--mark); margin: .5rem 0; }\n"
     ":focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; }\n"
-    "svg.chart { display: block; width: 100%; min-width: 40rem; max-width: 60rem; height: auto; }\n"
+    "svg.chart { display: block; width: 100%; min-width: 48rem; max-width: 60rem; height: auto; }\n"
     "svg text { fill: var(--text); font: 12px system-ui, sans-serif; } svg .faint { fill: var(--faint); }\n"
     "svg .grid { stroke: var(--line); fill: none; } svg .axis { stroke: var(--faint); fill: none; }\n"
     "svg .bar { fill: var(--mark); } svg .name { paint-order: stroke; stroke: var(--back); stroke-width: 4px; }\n"

@@ -1,5 +1,6 @@
 #include "calib/phases.h"
 
+#include <string.h>
 #include <time.h>
 
 #define PHASE_NAME(id, name) name,
@@ -27,6 +28,11 @@ void phases_watch(phases *p, ql_arena *arena) {
     ql_arena_recent_peak(arena);
 }
 
+void phases_watch_none(phases *p) {
+    note_memory(p, p->current);
+    memset(p->watched, 0, sizeof p->watched);
+}
+
 phase phases_enter(phases *p, phase next, double flops) {
     phase ended = p->current;
     if (next != ended) {
@@ -51,7 +57,7 @@ json_t *phases_json(phases *p) {
     phases_enter(p, PHASE_OTHER, 0);
     json_t *list = json_array();
     for (int i = 0; i < PHASES; i++)
-        json_array_append_new(
-            list, json_pack("{s:s, s:f, s:f}", "name", phase_names[i], "seconds", p->seconds[i], "flops", p->flops[i]));
+        json_array_append_new(list, json_pack("{s:s, s:f, s:f, s:I}", "name", phase_names[i], "seconds", p->seconds[i],
+                                              "flops", p->flops[i], "peak_bytes", (json_int_t)p->memory[i]));
     return list;
 }

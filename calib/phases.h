@@ -46,10 +46,11 @@ double seconds_now(void); /* monotonic */
 void phases_open(phases *p, ql_ctx *ctx);
 /* Memory of an arena counts from now on; PHASES_WATCHED of them at most. */
 void phases_watch(phases *p, ql_arena *arena);
+void phases_watch_none(phases *p); /* before they are closed */
 /* Ends the current phase and begins another; returns the one that ended. */
 phase phases_enter(phases *p, phase next, double flops);
 double phases_total(phases *p);
-/* [{"name", "seconds", "flops"}, ...]; NULL: out of memory. */
+/* [{"name", "seconds", "flops", "peak_bytes"}, ...]; NULL: out of memory. */
 json_t *phases_json(phases *p);
 
 #endif

@@ -14,6 +14,7 @@ static json_t *report_module(const qmodule *q, const linear_record *r) {
                           (json_int_t)q->k, "bits", q->bits, "group_size", (json_int_t)q->group, "method", r->method,
                           "damp", r->damp, "dead_columns", (json_int_t)r->dead, "fallback", r->fallback);
     if (q->type == CODE_BLOCKS) json_object_set_new(j, "stored", json_string(q->stored->name));
+    json_object_set_new(j, "input_outlier", r->outlier > 0 ? real_or_null(r->outlier) : json_null());
     json_object_set_new(j, "loss", real_or_null(r->loss));
     json_object_set_new(j, "rtn_loss", real_or_null(r->rtn_loss));
     json_object_set_new(j, "relative_error", r->norm > 0 ? real_or_null(r->loss / r->norm) : json_null());

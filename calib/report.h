@@ -3,7 +3,8 @@
  *   "version"             1
  *   "job"                 fingerprint of everything that decides the bytes of the output
  *   "model"               the directory that was quantized
- *   "format"              "gptq", "gptq_v2" or "dense"
+ *   "format"              as --format of quantize names it: "gptq", "awq", "gguf", ...
+ *   "importance"          "gguf" alone: where the weight of each input came from, "none", "imatrix", or as "statistics"
  *   "statistics"          "propagated" (inputs come through quantized blocks), "fp" (through the original), "none" (no data)
  *   "samples" "tokens"    rows and tokens of calibration; 0 without rows, also when statistics come from a store
  *   "samples_skipped"     rows left out because they became non-finite
@@ -11,6 +12,8 @@
  *   "layers"              for each layer the list of its modules:
  *     "name" "n" "k" "bits" "group_size" "method" "damp" "dead_columns"     n outputs, k inputs; left in 16 bits: "bits": 16 and no method
  *     "fallback"            why it was rounded to nearest, or null
+ *     "stored"              the block format of GGUF; only there
+ *     "input_outlier"       root mean square of the largest channel of the input over that of the median one; null: no Hessian was read
  *     "loss" "rtn_loss"     tr(E H E^T), the output's squared error on the calibration rows; and nearest rounding's
  *     "relative_error"      loss over the squared output itself
  *   "totals"              "modules_quantized" "modules_kept" "fallbacks" "dead_columns" "mean_relative_error", "loss_over_rtn" (sums)
@@ -19,7 +22,8 @@
  *   "bits_per_weight" "bits_per_quantized_weight"       output bits over the source's weights; the quantized modules alone
  *   "environment"         all that may differ between two runs of one job:
  *     "qalib" "device" "threads" "device_description"       version; "cpu" or "cuda:N"; processor and libraries with their versions
- *     "seconds"             of the job, and of each of the "phases", which also have a "name" and "flops"
+ *     "seconds"             of the job, and of each of the "phases", which also have a "name", "flops" and "peak_bytes" (of the memory
+ *                           that layers work in)
  *     "peak_host_bytes" "peak_device_bytes"                 of the process; of the device's arenas
  */
 #ifndef CALIB_REPORT_H

@@ -124,18 +124,17 @@ static ql_status draw_bits(FILE *out, const report_sheet *sheet) {
 
 static void write_table(FILE *out, const report_sheet *sheet) {
     char text[32];
-    markup(
-        out,
-        "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Runs\">\n<table><caption>Runs; best: no "
-        "other is "
-        "as small and as near to the original</caption><thead><tr><th scope=\"col\">Run</th><th "
-        "scope=\"col\">Format</th>"
-        "<th scope=\"col\" class=\"number\">Bits per weight</th><th scope=\"col\" class=\"number\">quantized alone</th>"
-        "<th scope=\"col\" class=\"number\">Size</th><th scope=\"col\" class=\"number\">Perplexity</th>"
-        "<th scope=\"col\" class=\"number\">Mean KL</th><th scope=\"col\">Best</th>"
-        "<th scope=\"col\" class=\"number\">Relative error</th><th scope=\"col\" class=\"number\">Fallbacks</th>"
-        "<th scope=\"col\" class=\"number\">Time</th><th scope=\"col\" "
-        "class=\"number\">Memory</th></tr></thead><tbody>\n");
+    markup(out,
+           "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Runs\">\n<table><caption>Runs; best: no "
+           "other is "
+           "as small and as near to the original</caption><thead><tr><th scope=\"col\">Run</th><th "
+           "scope=\"col\">Format</th>"
+           "<th scope=\"col\" class=\"number\">Bits</th><th scope=\"col\" class=\"number\">quantized</th>"
+           "<th scope=\"col\" class=\"number\">Size</th><th scope=\"col\" class=\"number\">Perplexity</th>"
+           "<th scope=\"col\" class=\"number\">Mean KL</th><th scope=\"col\">Best</th>"
+           "<th scope=\"col\" class=\"number\">Error</th><th scope=\"col\" class=\"number\">Fallbacks</th>"
+           "<th scope=\"col\" class=\"number\">Time</th><th scope=\"col\" "
+           "class=\"number\">Memory</th></tr></thead><tbody>\n");
     for (int i = 0; i < sheet->count; i++) {
         const report_run *run = &sheet->runs[i];
         const json_t *totals = json_object_get(run->report, "totals"), *e = json_object_get(run->report, "environment");

@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 packages=(build-essential cmake ninja-build pkg-config libopenblas-dev liblapack-dev libhdf5-dev libjansson-dev libyaml-dev
     libpcre2-dev libssl-dev libmicrohttpd-dev libsqlite3-dev python3 python3-venv)
 if [ "${1:-}" = --test ]; then
-    packages+=(ccache clang clang-format libclang-rt-14-dev libomp-14-dev libcmocka-dev git curl libopenmpi-dev openmpi-bin)
+    packages+=(ccache clang clang-format libclang-rt-14-dev libomp-14-dev libcmocka-dev git curl libopenmpi-dev openmpi-bin
+        python3-jsonschema)
 elif [ $# -gt 0 ]; then
     echo "usage: scripts/setup.sh [--test]" >&2
     exit 64

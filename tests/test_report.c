@@ -1,6 +1,7 @@
 /* A real job on a tiny model: the files are as large as planned, to the byte, and the report has the fields that its header names. */
 #include "tests/test.h"
 
+#include <math.h>
 #include <sys/stat.h>
 
 #include "calib/inspect.h"
@@ -234,12 +235,79 @@ static void inspect_lists_statistics(void **state) {
     json_decref(document);
 }
 
+static int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* From the store's own numbers, for the four inputs of a block; without data it is not known. */
+static void input_outliers_are_those_of_the_statistics(void **state) {
+    (void)state;
+    char store[MAKE_PATH + 16], file[MAKE_PATH + 48];
+    static const int site_of[] = {0, 0, 0, 1, 2, 2, 3}; /* q k v o gate up down */
+    json_t *report;
+    stats_layer stats;
+    snprintf(store, sizeof store, "%s/stats", dir); /* the test before has left it */
+    snprintf(file, sizeof file, "%s/layer-0002.h5", store);
+    assert_ok(stats_read(file, NULL, arena, &stats));
+    quantize_request job = request_of("version: 1\ngroup_size: 64\n", 5000000000u);
+    job.tokens_path = NULL;
+    job.stats_dir = store;
+    job.mode = STATISTICS_FP;
+    assert_ok(ql_dir_remove(out));
+    assert_ok(ql_dir_remove(work));
+    assert_ok(quantize_run(ctx, &job, 1, &report));
+    const json_t *layer = json_array_get(json_object_get(report, "layers"), 2);
+    for (size_t m = 0; m < 7; m++) {
+        const stats_site *site = &stats.site[site_of[m]];
+        double squares[256];
+        assert_true(site->k <= 256);
+        for (int64_t i = 0; i < site->k; i++) squares[i] = site->hessian[i * site->k + i];
+        qsort(squares, (size_t)site->k, sizeof *squares, by_size);
+        double expected = sqrt(squares[site->k - 1] / squares[site->k / 2]);
+        double got = json_real_value(json_object_get(json_array_get(layer, m), "input_outlier"));
+        if (fabs(got - expected) > 1e-12 * expected) fail_msg("module %zu: %.15g instead of %.15g", m, got, expected);
+    }
+    json_decref(report);
+    job = request_of("version: 1\nmethod: rtn\ngroup_size: 64\n", 5000000000u);
+    job.tokens_path = NULL;
+    job.mode = STATISTICS_NONE;
+    assert_ok(ql_dir_remove(out));
+    assert_ok(ql_dir_remove(work));
+    assert_ok(quantize_run(ctx, &job, 1, &report));
+    layer = json_array_get(json_object_get(report, "layers"), 0);
+    assert_true(json_is_null(json_object_get(json_array_get(layer, 0), "input_outlier")));
+    json_decref(report);
+}
+
+/* Layers work in the phases between reading and packing: their memory is counted there, and nowhere is it more than the peak. */
+static void phases_know_their_memory(void **state) {
+    (void)state;
+    quantize_request job = request_of("version: 1\ngroup_size: 64\n", 5000000000u);
+    json_t *report, *spent;
+    size_t i;
+    assert_ok(ql_dir_remove(out));
+    assert_ok(ql_dir_remove(work));
+    assert_ok(quantize_run(ctx, &job, 1, &report));
+    const json_t *environment = json_object_get(report, "environment");
+    json_array_foreach(json_object_get(environment, "phases"), i, spent) {
+        const char *name = json_string_value(json_object_get(spent, "name"));
+        json_int_t bytes = json_integer_value(json_object_get(spent, "peak_bytes"));
+        bool works = strcmp(name, "forward") == 0 || strcmp(name, "solve") == 0 || strcmp(name, "statistics") == 0;
+        if (works) assert_true(bytes > 0);
+        assert_true(bytes < json_integer_value(json_object_get(environment, "peak_host_bytes")));
+    }
+    json_decref(report);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(files_are_as_large_as_planned),
         cmocka_unit_test(report_is_documented_and_repeats),
         cmocka_unit_test(inspect_names_scheme_and_kept_modules),
         cmocka_unit_test(inspect_lists_statistics),
+        cmocka_unit_test(input_outliers_are_those_of_the_statistics),
+        cmocka_unit_test(phases_know_their_memory),
     };
     return cmocka_run_group_tests(tests, open_all, close_all);
 }

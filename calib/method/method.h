@@ -35,6 +35,7 @@ typedef struct linear_record {
     const char *fallback; /* reason, or NULL */
     double damp;
     int64_t dead;                /* columns without any input */
+    double outlier;              /* RMS of the largest channel of the input over that of the median one; 0: not known */
     double loss, rtn_loss, norm; /* tr(E H E^T) of the result and of nearest rounding, tr(W H W^T) */
     double seconds;
 } linear_record;

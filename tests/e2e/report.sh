@@ -5,7 +5,7 @@ source "$(dirname "$0")/../e2e_lib.sh"
 "$build/make_model" "$tmp/model" --layers 2 --rows 8 --seqlen 32 --tokens "$tmp/tokens.h5"
 "$qalib" quantize -m "$tmp/model" -o "$tmp/gptq" --method gptq --bits 4 --group-size 32 --calib "$tmp/tokens.h5" >/dev/null 2>&1
 "$qalib" quantize -m "$tmp/model" -o "$tmp/list" --scheme W4A16-RTN-g64,NF4 >/dev/null 2>&1
-"$qalib" quantize -m "$demo/model" -o "$tmp/list" --scheme Q4_0 >/dev/null 2>&1
+"$qalib" quantize -m "$demo/model" -o "$tmp/list" --scheme Q4_0 --calib "$tmp/tokens.h5" >/dev/null 2>&1
 for run in gptq list/W4A16-RTN-g64 list/NF4 list/Q4_0; do
     [ -s "$tmp/$run/report.html" ] || fail "$run has no report.html"
     (cd "$tmp/$run" && grep ' report.html$' SHA256SUMS | sha256sum --check --quiet) || fail "$run: report.html is not what SHA256SUMS says"
@@ -14,6 +14,14 @@ done
 echo ' ' >>"$tmp/list/NF4/report.html"
 expect 65 "1 findings" "$qalib" verify "$tmp/list/NF4"
 python3 tests/report_page.py "$qalib" "$tmp/gptq" "$tmp/list/W4A16-RTN-g64"
+
+# Every kind of job fits the schema: several rules, blocks, static inputs, a plain checkpoint, one that was killed.
+printf 'version: 1\nbits: 3\ngroup_size: 32\noverrides:\n- {match: layers.1.*down, skip: true}\n- {match: o_proj, bits: 8}\n' >"$tmp/rules.yaml"
+"$qalib" quantize -m "$tmp/model" -o "$tmp/rules" --recipe "$tmp/rules.yaml" --calib "$tmp/tokens.h5" -f gptq_v2 --json >"$tmp/rules.json" 2>/dev/null
+"$qalib" quantize -m "$tmp/model" -o "$tmp/fp" --scheme W4A16-AWQ-g32,W8A8-INT8-static,FP8 --calib "$tmp/tokens.h5" >/dev/null 2>&1
+"$qalib" quantize -m "$tmp/model" -o "$tmp/dense" --method rtn --bits 2 --group-size 32 -f dense >/dev/null 2>&1
+python3 tests/report_schema.py calib/report.schema.json "$tmp/rules.json" "$tmp"/*/report.json "$tmp"/*/*/report.json
+holds "$tmp/rules/report.json" 'len(j["kept_in_16_bits"]) == 1'
 
 # Runs and what eval said about them, in any order; of a GGUF file too.
 (
