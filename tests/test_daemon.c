@@ -136,6 +136,11 @@ static void bodies_are_refused_with_one_line(void **state) {
     assert_refused(parse(BODY(", \"gpus\": []")), QL_USAGE, "gpus");
     assert_refused(parse(BODY(", \"gpus\": [\"0\"]")), QL_USAGE, "entry 0");
     assert_refused(parse(BODY(", \"gpus\": \"all\"")), QL_FORMAT, "gpus");
+    assert_ok(parse(BODY(", \"gpus\": 0, \"ranks\": 4")));
+    assert_ok(parse(BODY(", \"gpus\": [1, 3], \"ranks\": 2")));
+    assert_refused(parse(BODY(", \"gpus\": 1, \"ranks\": 2")), QL_USAGE, "each rank takes one GPU");
+    assert_refused(parse(BODY(", \"ranks\": 0")), QL_FORMAT, "ranks");
+    assert_refused(parse(BODY(", \"ranks\": 65")), QL_FORMAT, "ranks");
     assert_refused(parse(BODY(", \"scheme\": \"W4A17-GPTQ\"")), QL_USAGE, "W4A17");
     assert_refused(parse(BODY(", \"scheme\": \"FP8,,NF4\"")), QL_USAGE, "scheme");
     assert_refused(parse(BODY(", \"scheme\": \"FP8\", \"recipe\": \"version: 1\\n\"")), QL_USAGE, "one of them");
@@ -192,14 +197,14 @@ static void specs_become_command_lines(void **state) {
     assert_null(name);
     assert_int_equal(spec_priority(spec), -7);
     spec_find_gpus(spec, &gpus);
-    assert_true(gpus.by_id && gpus.count == 2 && gpus.id[0] == 3 && gpus.id[1] == 1);
+    assert_true(gpus.by_id && gpus.count == 2 && gpus.id[0] == 3 && gpus.id[1] == 1 && gpus.ranks == 2);
     json_decref(spec);
     assert_ok(
         spec_parse(BODY(", \"recipe\": \"version: 1\\n\""), strlen(BODY(", \"recipe\": \"version: 1\\n\"")), &spec));
     assert_ok(spec_quantize_words(spec, "/r.yaml", arena, &words));
     expect_words(words, "--model=/m --output=/o --recipe=/r.yaml ");
     spec_find_gpus(spec, &gpus);
-    assert_true(!gpus.by_id && gpus.count == -1);
+    assert_true(!gpus.by_id && gpus.count == -1 && gpus.ranks == 1);
     json_decref(spec);
     ql_arena_close(arena);
 }
@@ -535,6 +540,10 @@ static void answers_have_their_status(void **state) {
     assert_int_equal(ask(&d, "GET", "/V1/jobs", NULL, NULL, text, sizeof text), 404);
     assert_int_equal(ask(&d, "PATCH", "/v1/jobs", NULL, NULL, text, sizeof text), 405);
     assert_int_equal(ask(&d, "HEAD", "/healthz", NULL, NULL, text, sizeof text), 200);
+    assert_int_equal(
+        ask(&d, "POST", "/v1/jobs", NULL, "{\"model\": \"/m\", \"output\": \"/q\", \"ranks\": 2}", text, sizeof text),
+        422);
+    assert_non_null(strstr(text, "no-launcher"));
     d.stopping = true;
     assert_int_equal(ask(&d, "GET", "/readyz", NULL, NULL, text, sizeof text), 503);
     assert_int_equal(ask(&d, "POST", "/v1/jobs", NULL, BODY(""), text, sizeof text), 503);
@@ -630,7 +639,7 @@ static void ends_are_read_back(void **state) {
 
 static void gpus_go_by_number_and_by_name(void **state) {
     devices d = {.cpu_places = 1, .memory = UINT64_MAX};
-    const spec_gpus one = {.count = 1}, two = {.count = 2}, usual = {.count = -1}, none = {.count = 0};
+    const spec_gpus one = {.count = 1}, two = {.count = 2}, usual = {.count = -1, .ranks = 1}, none = {.count = 0};
     const spec_gpus third = {.count = 1, .id = {7}, .by_id = true}, absent = {.count = 1, .id = {9}, .by_id = true};
     reservation a, b, c;
     char list[GPU_LIST_SIZE];
@@ -656,6 +665,10 @@ static void gpus_go_by_number_and_by_name(void **state) {
     devices_adopt(&d, "5,99", 0, &c);
     devices_list(&d, &c, list);
     assert_string_equal(list, "5");
+    devices four = {.cpu_places = 1, .memory = UINT64_MAX};
+    assert_ok(devices_parse("0,1,2,3", &four));
+    assert_int_equal(devices_reserve(&four, &(spec_gpus){.count = -1, .ranks = 3}, 0, &a), FIT_NOW);
+    assert_int_equal(a.n_gpus, 3);
     devices before = {.cpu_places = 1, .memory = 1000};
     assert_ok(devices_parse("none", &before));
     assert_int_equal(devices_reserve(&before, &usual, 1001, &a), FIT_NEVER);

@@ -41,9 +41,9 @@ void api_fail(response *r, ql_status status) {
         ql_status status;
         int http;
         const char *code;
-    } rows[] = {{QL_USAGE, 400, "bad-request"},   {QL_FORMAT, 400, "bad-request"}, {QL_MISMATCH, 422, "bad-recipe"},
-                {QL_MISSING, 404, "not-found"},   {QL_DENIED, 403, "denied"},      {QL_DISK, 507, "no-space"},
-                {QL_NOMEM, 503, "out-of-memory"}, {QL_IO, 500, "io-error"}};
+    } rows[] = {{QL_USAGE, 400, "bad-request"},  {QL_FORMAT, 400, "bad-request"},  {QL_MISMATCH, 422, "bad-recipe"},
+                {QL_DEVICE, 422, "no-launcher"}, {QL_MISSING, 404, "not-found"},   {QL_DENIED, 403, "denied"},
+                {QL_DISK, 507, "no-space"},      {QL_NOMEM, 503, "out-of-memory"}, {QL_IO, 500, "io-error"}};
     char detail[1024];
     snprintf(detail, sizeof detail, "%s", ql_last_error());
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)

@@ -57,6 +57,18 @@ static void answer_submit(service *d, submit_result result, const job *j, respon
     }
 }
 
+/* What this machine cannot do is said before the job waits its turn. */
+static ql_status check_launcher(const service *d, json_t **spec) {
+    spec_gpus asked;
+    spec_find_gpus(*spec, &asked);
+    if (asked.ranks == 1 || d->set->mpirun) return QL_OK;
+    json_decref(*spec);
+    *spec = NULL;
+    return ql_fail(QL_DEVICE,
+                   "%d ranks need mpirun, and the daemon found none: install Open MPI, or start qalibd with --mpirun",
+                   asked.ranks);
+}
+
 void api_submit(service *d, const request *q, const char *id, response *r) {
     submit_result result;
     int64_t live = 0;
@@ -69,6 +81,7 @@ void api_submit(service *d, const request *q, const char *id, response *r) {
     }
     ql_status status = check_key(q->key);
     if (status == QL_OK) status = spec_parse(q->body ? q->body : "", q->body_size, &spec);
+    if (status == QL_OK) status = check_launcher(d, &spec);
     if (status == QL_OK) status = count_live(d, &live);
     if (status == QL_OK && live >= d->set->live_jobs) {
         api_problem(r, 429, "too-many-jobs", ql_status_exit_code(QL_DISK),

@@ -1,7 +1,7 @@
 /* One attempt at a job, on the disk: jobs/ID/attempt-N/ holds
  *
  *   runner.lock     flock'ed by the runner and all of its descendants: free means that nobody of this attempt lives
- *   runner.json     "pid" of the runner, "worker" (also its process group); written when the worker has started
+ *   runner.json     "pid" of the runner (also its session), "worker" (mpirun, if there are several ranks); written when the worker has started
  *   log.0000, ...   what the worker said on stderr, in segments of a quarter of the limit: the first two and the last two are kept
  *   report.json     what it said on stdout: the report of the job, or of each of its outputs
  *   exit.json       how it ended: "exit_code" (-1: by "signal"), "reason" (its last error, one line), "steps_done", "hung",

@@ -66,7 +66,7 @@ static fit find_memory(const devices *d, uint64_t memory) {
 }
 
 fit devices_reserve(devices *d, const spec_gpus *asked, uint64_t memory, reservation *r) {
-    int count = asked->count >= 0 ? asked->count : d->n_gpus > 0;
+    int count = asked->count >= 0 ? asked->count : d->n_gpus == 0 ? 0 : asked->ranks;
     *r = (reservation){.on_cpu = count == 0, .memory = memory};
     fit where = FIT_NOW;
     if (count > 0) where = find_gpus(d, asked, count, r);

@@ -46,6 +46,7 @@ static const char usage[] =
     "  --hang-timeout S     seconds without computing or a word, after which a worker is killed (default: 600)\n"
     "  --log-limit MIB      of each attempt's log; its middle is dropped (default: 64)\n"
     "  --engine PATH        qalib (default: beside qalibd)\n"
+    "  --mpirun PATH        starts jobs of several ranks (default: that of PATH, if there is one)\n"
     "  --textfile FILE      metrics for node_exporter, every 15 s (default: none)\n"
     "  --log-format FORMAT  messages on stderr as text or json (default: text)\n"
     "  --help, --version\n\n"
@@ -73,6 +74,7 @@ enum option_id {
     HANG,
     LOG_LIMIT,
     ENGINE,
+    MPIRUN,
     TEXTFILE,
     LOG_FORMAT,
     HELP,
@@ -96,6 +98,7 @@ static const struct option options[] = {
     {"hang-timeout", required_argument, NULL, HANG},
     {"log-limit", required_argument, NULL, LOG_LIMIT},
     {"engine", required_argument, NULL, ENGINE},
+    {"mpirun", required_argument, NULL, MPIRUN},
     {"textfile", required_argument, NULL, TEXTFILE},
     {"log-format", required_argument, NULL, LOG_FORMAT},
     {"help", no_argument, NULL, HELP},
@@ -128,6 +131,7 @@ static ql_status take_option(int id, settings *set) {
     case REBUILD: set->rebuild = true; return QL_OK;
     case GPUS: set->gpus = optarg; return QL_OK;
     case ENGINE: set->engine = optarg; return QL_OK;
+    case MPIRUN: set->mpirun = optarg; return QL_OK;
     case TEXTFILE: set->textfile = optarg; return QL_OK;
     case CPU_JOBS: return read_count("cpu-jobs", 0, MOST_RUNS, &set->cpu_jobs);
     case LIVE: return read_count("live-jobs", 1, 1000000, &set->live_jobs);
@@ -158,6 +162,21 @@ static ql_status take_option(int id, settings *set) {
     }
 }
 
+/* The first mpirun of PATH. */
+static ql_status find_mpirun(ql_arena *arena, const char **out) {
+    const char *path = getenv("PATH");
+    char *found;
+    for (size_t length; path && *path; path += length + (path[length] == ':')) {
+        length = strcspn(path, ":");
+        if (path[0] != '/') continue; /* not what a working directory happens to hold */
+        QL_TRY(ql_arena_format(arena, &found, "%.*s/mpirun", (int)length, path));
+        if (access(found, X_OK) != 0) continue;
+        *out = found;
+        return QL_OK;
+    }
+    return QL_OK;
+}
+
 /* Everything that has no default of its own. */
 static ql_status fill_in(settings *set, ql_arena *arena) {
     char self[PATH_MAX], state[PATH_MAX], *text;
@@ -171,6 +190,8 @@ static ql_status fill_in(settings *set, ql_arena *arena) {
         set->engine = text;
     }
     if (access(set->engine, X_OK) != 0) return ql_fail_errno("%s: the engine (--engine)", set->engine);
+    if (!set->mpirun) QL_TRY(find_mpirun(arena, &set->mpirun));
+    else if (access(set->mpirun, X_OK) != 0) return ql_fail_errno("%s: the launcher (--mpirun)", set->mpirun);
     if (!set->state_dir) {
         QL_TRY(where_state(arena, &text));
         set->state_dir = text;

@@ -17,11 +17,20 @@
 #include "calib/daemon/events.h"
 #include "calib/daemon/job.h"
 #include "calib/daemon/losses.h"
+#include "calib/daemon/session.h"
 #include "formats/json.h"
 #include "host/file.h"
 #include "host/log.h"
 
-enum { LINE_MOST = 1 << 14, REPORT_MOST = 64 << 20, READ_AT_ONCE = 1 << 15, OWN_WORDS = 9, PIPE_READS = 64 };
+enum {
+    LINE_MOST = 1 << 14,
+    REPORT_MOST = 64 << 20,
+    READ_AT_ONCE = 1 << 15,
+    OWN_WORDS = 9,
+    PIPE_READS = 64,
+    LEFT_TRIES = 50,
+    LEFT_MS = 10
+};
 
 typedef struct runner {
     char dir[ATTEMPT_PATH], events[ATTEMPT_PATH];
@@ -180,22 +189,6 @@ static bool drain(runner *r, int *fd, void (*take)(runner *, const char *, size_
 
 /* ---- is it alive ---------------------------------------------------------------------------------------------------------------- */
 
-/* Clock ticks that the worker has computed; -1: it is gone. */
-static int64_t worker_ticks(const runner *r) {
-    char path[64], text[1024];
-    unsigned long user, system;
-    snprintf(path, sizeof path, "/proc/%d/stat", (int)r->worker);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t got = fd >= 0 ? read(fd, text, sizeof text - 1) : -1;
-    if (fd >= 0) close(fd);
-    if (got <= 0) return -1;
-    text[got] = 0;
-    const char *behind = strrchr(text, ')');
-    if (!behind || sscanf(behind + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system) != 2)
-        return -1;
-    return (int64_t)(user + system);
-}
-
 /* Out-of-memory kills in our cgroup (version 2), 0 where there is none. */
 static int64_t count_oom_kills(void) {
     char line[512], path[768];
@@ -216,14 +209,14 @@ static int64_t count_oom_kills(void) {
 
 static void look_at_the_clock(runner *r) {
     double now = now_s();
-    int64_t ticks = worker_ticks(r);
+    int64_t ticks = session_ticks(getpid());
     if (ticks != r->cpu_ticks) r->seen_alive = now;
     r->cpu_ticks = ticks;
     if (now - r->seen_alive > r->set.hang_s) {
         r->result.hung = true;
-        kill(-r->worker, SIGKILL);
+        session_kill(getpid());
     }
-    if (r->deadline > 0 && now > r->deadline) kill(-r->worker, SIGKILL);
+    if (r->deadline > 0 && now > r->deadline) session_kill(getpid());
 }
 
 static void take_signal(runner *r) {
@@ -255,21 +248,31 @@ static void watch(runner *r) {
         take_signal(r);
         if (!r->ended) look_at_the_clock(r);
     }
-    kill(-r->worker, SIGKILL);                                              /* what it left behind */
+    for (int i = 0; i < LEFT_TRIES && session_kill(getpid()) > 0; i++) poll(NULL, 0, LEFT_MS); /* what it left behind */
     for (int i = 0; i < PIPE_READS && drain(r, &r->out, take_stdout);) i++; /* what a pipe can hold, and no more: */
     for (int i = 0; i < PIPE_READS && drain(r, &r->err, take_stderr);) i++; /* somebody who escaped may still write */
     tell_progress(r, true);
 }
 
+/* By which signal the worker ended, 0: by none.  mpirun says it of a rank as shells do, in a code above 128; the codes of a clean stop
+ * by a signal (130, 143) are the worker's own words. */
+static int signal_of(int status) {
+    static const int deaths[] = {SIGKILL, SIGSEGV, SIGABRT, SIGBUS, SIGILL, SIGFPE};
+    if (!WIFEXITED(status)) return WTERMSIG(status);
+    for (size_t i = 0; i < sizeof deaths / sizeof deaths[0]; i++)
+        if (WEXITSTATUS(status) == 128 + deaths[i]) return deaths[i];
+    return 0;
+}
+
 static void conclude(runner *r) {
     struct rusage usage;
     attempt_exit *e = &r->result;
-    bool exited = WIFEXITED(r->status);
+    bool exited = signal_of(r->status) == 0;
     getrusage(RUSAGE_CHILDREN, &usage);
     e->seconds = now_s() - r->started;
     e->peak_bytes = (int64_t)usage.ru_maxrss * 1024;
     e->end.exit_code = exited ? WEXITSTATUS(r->status) : -1;
-    e->end.signal = exited ? 0 : WTERMSIG(r->status);
+    e->end.signal = signal_of(r->status);
     int64_t kills = count_oom_kills();
     e->end.out_of_memory = e->end.signal == SIGKILL && kills > r->oom_kills;
     if (e->hung) snprintf(e->reason, sizeof e->reason, "no sign of life for %.0f s; killed", r->set.hang_s);

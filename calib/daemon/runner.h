@@ -1,7 +1,8 @@
 /* qalibd --runner: the parent of one worker.  It outlives a daemon that dies, so that a job goes on and its end is known: whatever
- * happens to the daemon, exit.json tells.  One process per attempt, leader of its session; the worker leads a process group below.
+ * happens to the daemon, exit.json tells.  One process per attempt, leader of its session: what else is in it is the worker, or mpirun
+ * and the ranks.
  *
- *   SIGTERM   cancel: the worker is told, and killed with all of its group after `grace_s`
+ *   SIGTERM   cancel: the worker is told, and killed with all of the session after `grace_s`
  *   SIGUSR1   stop at the next layer: likewise, after `layer_s`
  *
  * A worker that neither computes nor says anything for `hang_s` is killed.

@@ -52,8 +52,7 @@ static void adopt_devices(schedule *c) {
     for (int i = 0; i < c->n_runs; i++) {
         job j;
         if (c->runs[i].kind != RUN_WORKER || store_load(c->store, c->runs[i].id, &j) != QL_OK) continue;
-        int64_t memory = json_integer_value(json_object_get(j.plan, "peak_host_bytes"));
-        devices_adopt(&c->devices, j.gpus, (uint64_t)memory, &c->runs[i].holds);
+        devices_adopt(&c->devices, j.gpus, schedule_memory(&j), &c->runs[i].holds);
         job_free(&j);
     }
 }

@@ -9,6 +9,7 @@
 
 #include "calib/daemon/attempt.h"
 #include "calib/daemon/schedule_parts.h"
+#include "calib/daemon/session.h"
 #include "formats/json.h"
 #include "host/file.h"
 #include "host/log.h"
@@ -179,20 +180,18 @@ static void take_end(schedule *c, run *r) {
 
 /* ---- a living worker ---------------------------------------------------------------------------------------------------------------- */
 
-/* Numbers of runner and worker; false while the runner has not written them. */
-static bool read_pids(const schedule *c, const run *r, pid_t *runner, pid_t *worker) {
+/* Number of the runner; false while it has not written it. */
+static bool read_pid(const schedule *c, const run *r, pid_t *runner) {
     ql_arena *arena;
     char *path;
     json_t *pids = NULL;
-    int64_t first = 0, second = 0;
+    int64_t number = 0;
     if (ql_arena_open(NULL, &arena) != QL_OK) return false;
     bool read = attempt_path(c, r, "runner.json", arena, &path) == QL_OK && ql_json_load(path, 4096, &pids) == QL_OK &&
-                ql_json_int(pids, path, "pid", 2, INT32_MAX, &first) == QL_OK &&
-                ql_json_int(pids, path, "worker", 2, INT32_MAX, &second) == QL_OK;
+                ql_json_int(pids, path, "pid", 2, INT32_MAX, &number) == QL_OK;
     json_decref(pids);
     ql_arena_close(arena);
-    *runner = (pid_t)first;
-    *worker = (pid_t)second;
+    *runner = (pid_t)number;
     return read;
 }
 
@@ -200,8 +199,8 @@ static bool read_pids(const schedule *c, const run *r, pid_t *runner, pid_t *wor
 static bool is_runner(pid_t pid) { return getsid(pid) == pid; }
 
 static void send_wish(schedule *c, run *r) {
-    pid_t runner = r->pid, worker;
-    if (runner <= 0 && !read_pids(c, r, &runner, &worker)) return;
+    pid_t runner = r->pid;
+    if (runner <= 0 && !read_pid(c, r, &runner)) return;
     int fd = pidfd_open(runner, 0);
     if (fd < 0) return; /* gone: the lock will tell */
     if (is_runner(runner) && pidfd_send_signal(fd, r->wish, NULL, 0) == 0) {
@@ -215,11 +214,11 @@ static void send_wish(schedule *c, run *r) {
 static void clean_up(schedule *c, run *r) {
     const runner_settings *set = &c->set->runner;
     double patience = RUNNER_PATIENCE_S + (r->wish == SIGUSR1 ? set->layer_s : set->grace_s);
-    pid_t runner, worker;
-    if (!read_pids(c, r, &runner, &worker)) return;
+    pid_t runner;
+    if (!read_pid(c, r, &runner)) return;
     bool gone = kill(runner, 0) != 0 || !is_runner(runner);
     bool late = r->told && schedule_now() - r->told_at > patience;
-    if (gone || late) kill(-worker, SIGKILL);
+    if (gone || late) session_kill(runner);
     if (late && !gone) kill(runner, SIGKILL);
 }
 

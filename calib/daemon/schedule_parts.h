@@ -52,6 +52,7 @@ void schedule_drop(schedule *c, run *r);         /* releases; other runs may mov
 /* schedule_start.c */
 void schedule_start_some(schedule *c);
 void schedule_take_plan(schedule *c, run *r); /* its planner ended */
+uint64_t schedule_memory(const job *j);       /* of the host, as far as it is planned */
 /* schedule_end.c */
 void schedule_look_after(schedule *c, run *r); /* a worker: delivers wishes, files its end */
 ql_status schedule_wait_retry(schedule *c, job *j);

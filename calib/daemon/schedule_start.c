@@ -13,8 +13,11 @@
 
 enum { LOOKED_AT = 256, PLAN_MOST = 1 << 20 };
 
-static uint64_t plan_memory(const job *j) {
-    return (uint64_t)json_integer_value(json_object_get(j->plan, "peak_host_bytes"));
+/* The plan is that of one rank; each has its own copy of a block. */
+uint64_t schedule_memory(const job *j) {
+    spec_gpus asked;
+    spec_find_gpus(j->spec, &asked);
+    return (uint64_t)asked.ranks * (uint64_t)json_integer_value(json_object_get(j->plan, "peak_host_bytes"));
 }
 
 /* A change that could not be stored (the disk is full, say) leaves the run; the next tick but some tries it again. */
@@ -156,15 +159,30 @@ static ql_status cache_words(const settings *set, ql_arena *arena, char ***words
     return append_words(arena, words, (char *[]){dir, limit, NULL});
 }
 
+/* Before the worker's own: the ranks share what the processor has, so nobody is bound to a part of it. */
+static ql_status launcher_words(const settings *set, int ranks, ql_arena *arena, char ***words) {
+    static char count[] = "-n", root[] = "--allow-run-as-root", more[] = "--oversubscribe", bind[] = "--bind-to",
+                none[] = "none";
+    char *mpirun, *number;
+    if (ranks == 1) return QL_OK;
+    if (!set->mpirun) return ql_fail(QL_DEVICE, "%d ranks need mpirun, and there is none", ranks);
+    QL_TRY(ql_arena_string(arena, set->mpirun, &mpirun));
+    QL_TRY(ql_arena_format(arena, &number, "%d", ranks));
+    return append_words(arena, words, (char *[]){mpirun, root, more, bind, none, count, number, NULL});
+}
+
 static ql_status worker_words(const schedule *c, const job *j, bool on_cpu, ql_arena *arena, char ***words) {
     static char command[] = "quantize", json[] = "--json", log[] = "--log-format=json", resume[] = "--resume",
-                cpu[] = "--device=cpu", cuda[] = "--device=cuda:0";
+                cpu[] = "--device=cpu", cuda[] = "--device=cuda";
+    spec_gpus asked;
     char *recipe, *engine, *dir;
     QL_TRY(recipe_path(c, j, arena, &recipe));
     QL_TRY(spec_quantize_words(j->spec, recipe, arena, words));
     QL_TRY(cache_words(c->set, arena, words));
     QL_TRY(ql_arena_string(arena, c->set->engine, &engine));
     QL_TRY(append_words(arena, words, (char *[]){engine, command, json, log, resume, on_cpu ? cpu : cuda, NULL}));
+    spec_find_gpus(j->spec, &asked);
+    QL_TRY(launcher_words(c->set, asked.ranks, arena, words));
     QL_TRY(store_path(c->store, j->id, "", arena, &dir));
     return runner_words(&c->set->runner, dir, j->attempt, *words, arena, words);
 }
@@ -208,7 +226,7 @@ static ql_status go_on(schedule *c, run *r, job *j) {
     bool more = false;
     if (!j->plan || r->scheme > 0) QL_TRY(start_planner(c, r, j, &more));
     if (more) return QL_OK;
-    uint64_t memory = plan_memory(j);
+    uint64_t memory = schedule_memory(j);
     spec_gpus asked;
     spec_find_gpus(j->spec, &asked);
     devices_release(&c->devices, &r->holds); /* once more, with the memory that is known now */
@@ -279,7 +297,7 @@ static ql_status try_job(schedule *c, const char *id, bool kept[2]) {
     QL_TRY(store_load(c->store, id, &j));
     spec_find_gpus(j.spec, &asked);
     bool on_gpu = asked.count > 0 || (asked.count < 0 && c->devices.n_gpus > 0);
-    fit when = kept[on_gpu] ? FIT_LATER : devices_reserve(&c->devices, &asked, plan_memory(&j), &holds);
+    fit when = kept[on_gpu] ? FIT_LATER : devices_reserve(&c->devices, &asked, schedule_memory(&j), &holds);
     ql_status status = QL_OK;
     if (when == FIT_LATER) {
         kept[on_gpu] = true;

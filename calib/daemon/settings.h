@@ -8,6 +8,7 @@ typedef struct settings {
     const char *state_dir, *socket_path;
     const char *engine;   /* path of qalib */
     const char *self;     /* path of qalibd */
+    const char *mpirun;   /* NULL: there is none, and jobs have one rank */
     const char *gpus;     /* "0,1", "none"; NULL: those that `qalib doctor` finds */
     const char *textfile; /* for node_exporter; NULL: none */
     bool rebuild;

@@ -61,6 +61,7 @@ static const struct {
     {"comm-timeout", FIELD_REAL, ONLY_QUANTIZE},
     {"threads", FIELD_INT, 0},
     {"gpus", FIELD_OWN, 0},
+    {"ranks", FIELD_OWN, 0},
     {"priority", FIELD_OWN, 0},
 };
 enum { FIELDS = sizeof fields / sizeof fields[0], NAME_MOST = 32 };
@@ -208,6 +209,18 @@ static ql_status check_gpus(const json_t *spec) {
     return QL_OK;
 }
 
+/* One GPU for each rank. */
+static ql_status check_ranks(const json_t *spec) {
+    int64_t ranks = 0;
+    spec_gpus gpus;
+    QL_TRY(ql_json_int_or(spec, place, "ranks", 1, SPEC_MOST_GPUS, &ranks));
+    spec_find_gpus(spec, &gpus);
+    if (ranks > 0 && gpus.count > 0 && ranks != gpus.count)
+        return ql_fail(QL_USAGE, "%s: \"ranks\" is %lld and \"gpus\" %d: each rank takes one GPU", place,
+                       (long long)ranks, gpus.count);
+    return QL_OK;
+}
+
 /* Recipe and schemes are read as quantize will: a slip is said now and not in an hour. */
 static ql_status check_recipe(const json_t *spec, ql_arena *arena) {
     const char *text = json_string_value(json_object_get(spec, "recipe"));
@@ -241,6 +254,7 @@ static ql_status check(const json_t *spec, ql_arena *arena) {
         return ql_fail(QL_USAGE, "%s: \"imatrix\": goes without \"calib\" and \"stats\"", place);
     QL_TRY(ql_json_int_or(spec, place, "priority", -SPEC_MOST_PRIORITY, SPEC_MOST_PRIORITY, &priority));
     QL_TRY(check_gpus(spec));
+    QL_TRY(check_ranks(spec));
     return check_recipe(spec, arena);
 }
 
@@ -266,12 +280,15 @@ ql_status spec_parse(const char *text, size_t size, json_t **spec) {
 int64_t spec_priority(const json_t *spec) { return json_integer_value(json_object_get(spec, "priority")); }
 
 void spec_find_gpus(const json_t *spec, spec_gpus *out) {
-    const json_t *gpus = json_object_get(spec, "gpus"), *id;
+    const json_t *gpus = json_object_get(spec, "gpus"), *ranks = json_object_get(spec, "ranks"), *id;
     size_t i;
     *out = (spec_gpus){.count = json_is_integer(gpus) ? (int)json_integer_value(gpus) : -1};
-    if (!json_is_array(gpus)) return;
-    out->by_id = true;
-    out->count = (int)json_array_size(gpus);
+    if (json_is_array(gpus)) {
+        out->by_id = true;
+        out->count = (int)json_array_size(gpus);
+    }
+    out->ranks = out->count > 0 ? out->count : 1;
+    if (json_is_integer(ranks)) out->ranks = (int)json_integer_value(ranks);
     json_array_foreach(gpus, i, id) out->id[i] = (int)json_integer_value(id);
 }
 

@@ -5,6 +5,7 @@
  * The fields are qalib quantize's options with _ for -, from one table (spec.c), and
  *   recipe    the text of a YAML recipe, not a path: the job keeps what it was asked for
  *   gpus      how many, or a list of ids; without it one if there are any; 0: on the processor
+ *   ranks     processes that share the job under mpirun, one per GPU (as many as GPUs; 1 on the processor)
  *   priority  -100 .. 100, higher first (0)
  *
  * Paths are absolute: the daemon has no working directory of its users.  A body is refused with one line; what only the model can
@@ -23,6 +24,7 @@ typedef struct spec_gpus {
     int count;              /* -1: as many as are usual */
     int id[SPEC_MOST_GPUS]; /* the first `count`, if `by_id` */
     bool by_id;
+    int ranks; /* processes that share the job: one per GPU, or so many on the processor */
 } spec_gpus;
 
 /* Parses and checks.  QL_FORMAT: not such an object; QL_USAGE: a value that cannot be; QL_MISMATCH: recipe or scheme.  *spec belongs

@@ -10,7 +10,7 @@ get() { curl -sS --unix-socket "$socket" "http://q$1" "${@:2}"; }
 code() { get "$@" -o "$tmp/answer" -w '%{http_code}'; }
 # start [OPTIONS]: the daemon, ready.
 start() {
-    "$build/qalibd" --state "$state" --socket "$socket" --retry-base 0.1 --grace 5 "$@" 2>>"$tmp/qalibd.log" &
+    PATH=${daemon_path:-$PATH} "$build/qalibd" --state "$state" --socket "$socket" --retry-base 0.1 --grace 5 "$@" 2>>"$tmp/qalibd.log" &
     daemon=$!
     for ((i = 0; i < 500; i++)); do
         [ "$(code /readyz 2>/dev/null || true)" != 200 ] || return 0
@@ -238,6 +238,78 @@ holds "$state/jobs/$id/attempt-1/exit.json" 'j["hung"]'
 same_files "$tmp/whole" "$tmp/hung"
 stop TERM
 echo "daemon: pause, cancel, retry, remove, a worker that hangs"
+
+# ---- ranks ---------------------------------------------------------------------------------------------------------------------------
+daemon_path=/nowhere start
+expect 69 "ranks need mpirun" client submit -m model -o out2 --method rtn --ranks 2
+stop TERM
+# until_ranks ID ATTEMPT LAYERS: so many layers are finished, and the ranks stand still; $ranks are they.
+until_ranks() {
+    for ((i = 0; i < 2000; i++)); do
+        worker=$(worker_of "$1" "$2" 2>/dev/null) && ranks=$(pgrep -P "$worker" qalib) && [ "$(wc -w <<<"$ranks")" = 2 ] || { sleep 0.01; continue; }
+        kill -STOP $ranks || fail "the ranks of job $1 are gone too early"
+        [ "$3" -gt 0 ] && ! grep -q "\"layer\":$(($3 - 1))" "$tmp"/ranks-*.work/journal.jsonl 2>/dev/null || return 0
+        kill -CONT $ranks
+        sleep 0.02
+    done
+    fail "no layer of job $1 on two ranks"
+}
+none_left() { # once the job is over, nobody of it lives
+    for ((i = 0; i < 100; i++)); do kill -0 $ranks 2>/dev/null || return 0; sleep 0.05; done
+    fail "ranks outlived their job: $ranks"
+}
+if command -v mpirun >/dev/null && ldd "$qalib" | grep -q libmpi; then
+    start --hang-timeout 600
+    id=$(submit ranks-killed --ranks 2 --comm-timeout 20)
+    until_ranks "$id" 1 1
+    set -- $ranks
+    kill -KILL "$2"
+    kill -CONT "$1"
+    until_state "$id" SUCCEEDED
+    same_files "$tmp/whole" "$tmp/ranks-killed"
+    holds "$state/jobs/$id/attempt-1/exit.json" 'j["signal"] == 9 or j["exit_code"] in (69, 70, 75)'
+    rm -r "$tmp/ranks-killed.work"
+    # mpirun dies: its ranks go with it.
+    id=$(submit ranks-headless --ranks 2 --comm-timeout 20)
+    until_ranks "$id" 1 1
+    kill -KILL "$worker"
+    none_left
+    until_state "$id" SUCCEEDED
+    same_files "$tmp/whole" "$tmp/ranks-headless"
+    rm -r "$tmp/ranks-headless.work"
+    # Pause, resume, cancel, retry on all of them.
+    id=$(submit ranks-paused --ranks 2 --comm-timeout 20)
+    until_ranks "$id" 1 1
+    client pause "$id" >/dev/null
+    sleep 0.3
+    kill -CONT $ranks
+    until_state "$id" PAUSED
+    holds "$state/jobs/$id/attempt-1/exit.json" 'j["exit_code"] == 75'
+    none_left
+    client resume "$id" >/dev/null
+    until_ranks "$id" 2 0
+    client cancel "$id" >/dev/null
+    kill -CONT $ranks
+    until_state "$id" CANCELLED
+    none_left
+    client retry "$id" >/dev/null
+    until_state "$id" SUCCEEDED
+    same_files "$tmp/whole" "$tmp/ranks-paused"
+    rm -r "$tmp/ranks-paused.work"
+    # Daemon and runner are killed: the next daemon finds the ranks, ends them, and goes on.
+    id=$(submit ranks-machine --ranks 2 --comm-timeout 20)
+    until_ranks "$id" 1 1
+    stop KILL
+    kill -KILL "$(json "$state/jobs/$id/attempt-1/runner.json" 'j["pid"]')"
+    start
+    none_left
+    until_state "$id" SUCCEEDED
+    same_files "$tmp/whole" "$tmp/ranks-machine"
+    stop TERM
+    echo "daemon: jobs of two ranks"
+else
+    echo "SKIP: jobs of several ranks: no MPI"
+fi
 
 # ---- the daemon is killed again and again under load: 10 times, in the full tier 500 ------------------------------------------------
 QALIB_BUILD=$build "$tests/daemon_chaos.py"
