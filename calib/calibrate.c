@@ -68,6 +68,7 @@ static ql_status calibration_open(ql_ctx *ctx, calibration *c) {
     QL_TRY(open_journal(ctx, c));
     QL_TRY(engine_open(ctx, &c->model, NULL, STATISTICS_FP, e));
     e->comm = r->comm;
+    QL_TRY(model_read_ahead(&c->model));
     return engine_open_rows(e, &c->tokens, &c->data, c->device);
 }
 

@@ -50,6 +50,7 @@ static ql_status open_engine(ql_ctx *ctx, job *j) {
     const quantize_request *r = j->request;
     QL_TRY(ql_arena_open(ctx, &j->device));
     QL_TRY(engine_open(ctx, &j->model, &r->recipe, r->mode, &j->engine));
+    QL_TRY(model_read_ahead(&j->model));
     j->engine.comm = r->comm;
     ql_arena *const arenas[PHASES_WATCHED] = {j->device, j->engine.weights, j->engine.scratch, j->engine.host};
     for (int i = 0; i < PHASES_WATCHED; i++) phases_watch(&j->engine.phases, arenas[i]);

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "calib/model_parts.h"
+#include "calib/ahead.h"
 #include "formats/gguf.h"
 #include "host/mat.h"
 
@@ -42,6 +42,7 @@ ql_status model_open_original(ql_ctx *ctx, const char *dir, const char *what, mo
 }
 
 void model_close(model *m) {
+    ahead_close(m->ahead);
     for (linear_id id = 0; id < LINEARS; id++) ql_plan_free(m->byte_plan[id]);
     checkpoint_close(m->ck);
     ql_arena_close(m->host);
@@ -81,25 +82,39 @@ static ql_status upload_tensor(const model *m, const st_tensor *t, ql_mat raw) {
     return status;
 }
 
-/* Reads the bytes to the host, uploads them as they are and converts on the device. */
-static ql_status load_tensor(const model *m, const char *name, int64_t rows, int64_t cols, bool vector,
-                             ql_arena *device, ql_mat *out) {
-    const st_tensor *t = checkpoint_find(m->ck, name);
-    if (!t) return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is missing", checkpoint_dir(m->ck), name);
-    QL_TRY(check_shape(m, t, rows, cols, vector));
-    QL_TRY(ql_arena_mat(device, QL_F32, rows, cols, out));
+ql_status model_find_tensor(const model *m, const block_tensor *wanted, const st_tensor **tensor) {
+    *tensor = checkpoint_find(m->ck, wanted->name);
+    if (!*tensor) return ql_fail(QL_FORMAT, "%s: tensor \"%s\" is missing", checkpoint_dir(m->ck), wanted->name);
+    return check_shape(m, *tensor, wanted->rows, wanted->cols, wanted->vector);
+}
+
+/* The bytes go to the device as they are, if they are not there, and are converted there. */
+static ql_status load_tensor(const model *m, const block_tensor *wanted, ql_arena *device) {
+    const st_tensor *t;
+    QL_TRY(model_find_tensor(m, wanted, &t));
+    QL_TRY(ql_arena_mat(device, QL_F32, wanted->rows, wanted->cols, wanted->to));
     ql_mark mark = ql_arena_mark(device);
-    ql_mat raw;
-    QL_TRY(ql_arena_mat(device, t->dtype, rows, cols, &raw));
-    ql_status status = upload_tensor(m, t, raw);
-    if (status == QL_OK) status = ql_convert(m->ctx, raw, *out);
-    if (status == QL_OK) status = check_finite(m, t, *out);
+    void *read = m->ahead ? ahead_find(m->ahead, t) : NULL;
+    ql_mat raw = ql_mat_of(read, t->dtype, wanted->rows, wanted->cols);
+    ql_status status = read ? QL_OK : ql_arena_mat(device, t->dtype, wanted->rows, wanted->cols, &raw);
+    if (status == QL_OK && !read) status = upload_tensor(m, t, raw);
+    if (status == QL_OK) status = ql_convert(m->ctx, raw, *wanted->to);
+    if (status == QL_OK) status = check_finite(m, t, *wanted->to);
     ql_arena_release(device, mark);
     return status;
 }
 
+static ql_status load_matrix(const model *m, const char *name, int64_t rows, int64_t cols, ql_arena *device,
+                             ql_mat *out) {
+    block_tensor wanted = {.rows = rows, .cols = cols, .to = out};
+    snprintf(wanted.name, sizeof wanted.name, "%s", name);
+    return load_tensor(m, &wanted, device);
+}
+
 static ql_status load_vector(const model *m, const char *name, int64_t size, ql_arena *device, ql_mat *out) {
-    return load_tensor(m, name, 1, size, true, device, out);
+    block_tensor wanted = {.rows = 1, .cols = size, .vector = true, .to = out};
+    snprintf(wanted.name, sizeof wanted.name, "%s", name);
+    return load_tensor(m, &wanted, device);
 }
 
 /* No product takes these codes with inputs in 16 bits: the decoded weights stand for them. */
@@ -125,22 +140,16 @@ ql_status linear_set_quantized(const qmodule *q, ql_arena *device, linear *lin) 
     return q->g_idx ? ql_arena_upload(device, QL_I32, 1, q->k, q->g_idx, &to->grid.g_idx) : QL_OK;
 }
 
-static ql_status load_linear(const model *m, int64_t layer, linear_id id, ql_arena *device, linear *lin) {
-    char module[NAME_SIZE], name[NAME_SIZE + 8];
-    int64_t n, k;
+static bool is_packed(const model *m, int64_t layer, linear_id id, char module[NAME_SIZE]) {
     module_name(module, layer, id);
-    linear_shape(&m->config, id, &n, &k);
-    *lin = (linear){0};
-    if (linear_has_bias(&m->config, id)) {
-        snprintf(name, sizeof name, "%s.bias", module);
-        QL_TRY(load_vector(m, name, n, device, &lin->bias));
-    }
-    if (!m->quantized || !layout_has(m->ck, &m->scheme, module)) {
-        snprintf(name, sizeof name, "%s.weight", module);
-        return load_tensor(m, name, n, k, false, device, &lin->w);
-    }
-    ql_mark mark = ql_arena_mark(m->host);
+    return m->quantized && layout_has(m->ck, &m->scheme, module);
+}
+
+static ql_status load_packed(const model *m, const char *module, linear_id id, ql_arena *device, linear *lin) {
+    int64_t n, k;
     qmodule q;
+    linear_shape(&m->config, id, &n, &k);
+    ql_mark mark = ql_arena_mark(m->host);
     ql_status status = layout_decode(m->ck, &m->scheme, module, n, k, m->host, &q);
     if (status == QL_OK) status = linear_set_inputs(m, &q, device, lin);
     if (status == QL_OK) status = linear_set_bytes(m, id, &q, device, lin);
@@ -162,34 +171,73 @@ static ql_status load_cache_scales(const model *m, int64_t layer, ql_arena *devi
     return QL_OK;
 }
 
-ql_status model_load_block(const model *m, int64_t layer, ql_arena *device, block *out) {
+static void list_linear(const model *m, int64_t layer, linear_id id, linear *lin, block_tensor *list, int *count) {
+    char module[NAME_SIZE];
+    int64_t n, k;
+    bool packed = is_packed(m, layer, id, module);
+    linear_shape(&m->config, id, &n, &k);
+    if (linear_has_bias(&m->config, id)) {
+        list[*count] = (block_tensor){.rows = 1, .cols = n, .vector = true, .to = &lin->bias};
+        snprintf(list[*count].name, sizeof list->name, "%s.bias", module);
+        ++*count;
+    }
+    if (packed) return;
+    list[*count] = (block_tensor){.rows = n, .cols = k, .to = &lin->w};
+    snprintf(list[*count].name, sizeof list->name, "%s.weight", module);
+    ++*count;
+}
+
+int model_list_block(const model *m, int64_t layer, block *b, block_tensor list[BLOCK_TENSORS]) {
     const model_config *c = &m->config;
     const struct {
         const char *suffix;
         int64_t size;
         ql_mat *to;
     } norms[] = {
-        {"input_layernorm", c->hidden, &out->norm_in},
-        {"post_attention_layernorm", c->hidden, &out->norm_mlp},
-        {"self_attn.q_norm", c->head_dim, &out->q_norm},
-        {"self_attn.k_norm", c->head_dim, &out->k_norm},
+        {"input_layernorm", c->hidden, &b->norm_in},
+        {"post_attention_layernorm", c->hidden, &b->norm_mlp},
+        {"self_attn.q_norm", c->head_dim, &b->q_norm},
+        {"self_attn.k_norm", c->head_dim, &b->k_norm},
     };
-    *out = (block){0};
-    for (int i = 0; i < (c->qk_norm ? 4 : 2); i++) {
-        char name[NAME_SIZE];
-        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)layer, norms[i].suffix);
-        QL_TRY(load_vector(m, name, norms[i].size, device, norms[i].to));
+    int count = 0;
+    for (; count < (c->qk_norm ? 4 : 2); count++) {
+        list[count] = (block_tensor){.rows = 1, .cols = norms[count].size, .vector = true, .to = norms[count].to};
+        snprintf(list[count].name, sizeof list->name, "model.layers.%lld.%s.weight", (long long)layer,
+                 norms[count].suffix);
     }
-    for (linear_id id = 0; id < LINEARS; id++) QL_TRY(load_linear(m, layer, id, device, &out->lin[id]));
+    for (linear_id id = 0; id < LINEARS; id++) list_linear(m, layer, id, &b->lin[id], list, &count);
+    return count;
+}
+
+ql_status model_read_ahead(model *m) { return ahead_open(m, &m->ahead); }
+
+static ql_status load_block(const model *m, int64_t layer, ql_arena *device, block *out) {
+    block_tensor list[BLOCK_TENSORS];
+    char module[NAME_SIZE];
+    int count = model_list_block(m, layer, out, list);
+    for (int i = 0; i < count; i++) QL_TRY(load_tensor(m, &list[i], device));
+    for (linear_id id = 0; id < LINEARS; id++)
+        if (is_packed(m, layer, id, module)) QL_TRY(load_packed(m, module, id, device, &out->lin[id]));
     return m->quantized && m->scheme.kv_cache ? load_cache_scales(m, layer, device, out) : QL_OK;
 }
 
+ql_status model_load_block(const model *m, int64_t layer, ql_arena *device, block *out) {
+    *out = (block){0};
+    if (m->ahead) QL_TRY(ahead_finish(m->ahead, layer));
+    QL_TRY(load_block(m, layer, device, out));
+    if (!m->ahead) return QL_OK;
+    QL_TRY(ql_sync(m->ctx)); /* what was read has been converted */
+    if (layer + 1 < m->config.layers) return ahead_start(m->ahead, layer + 1);
+    ahead_rest(m->ahead);
+    return QL_OK;
+}
+
 ql_status model_load_embedding(const model *m, ql_arena *device, ql_mat *table) {
-    return load_tensor(m, "model.embed_tokens.weight", m->config.vocab, m->config.hidden, false, device, table);
+    return load_matrix(m, "model.embed_tokens.weight", m->config.vocab, m->config.hidden, device, table);
 }
 
 ql_status model_load_head(const model *m, ql_arena *device, ql_mat *norm, ql_mat *head) {
     QL_TRY(load_vector(m, "model.norm.weight", m->config.hidden, device, norm));
     if (m->config.tied_embeddings) return model_load_embedding(m, device, head);
-    return load_tensor(m, "lm_head.weight", m->config.vocab, m->config.hidden, false, device, head);
+    return load_matrix(m, "lm_head.weight", m->config.vocab, m->config.hidden, device, head);
 }

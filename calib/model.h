@@ -38,6 +38,8 @@ typedef struct model {
 
     ql_plan *byte_plan[LINEARS]; /* products of bytes, where inputs are rounded to them; NULL: there is none */
     size_t byte_workspace;       /* of the one that wants most */
+
+    struct ahead *ahead; /* NULL: blocks are read when they are loaded */
 } model;
 
 ql_status model_open(ql_ctx *ctx, const char *dir, model *out);
@@ -56,6 +58,9 @@ void model_close(model *m);
  * them.  Does nothing where inputs are not rounded.  Where a linear has no such product, and without this call, rounded inputs are
  * multiplied as the FP32 values that they stand for. */
 ql_status model_plan_inputs(model *m, int64_t max_rows);
+
+/* Blocks will be loaded in order: from now on a thread reads each while the one before it is worked on (calib/ahead.h). */
+ql_status model_read_ahead(model *m);
 
 /* Tensors arrive as F32 in `device`, checked for shape and for NaN and infinity (QL_FORMAT names tensor and index). */
 ql_status model_load_block(const model *m, int64_t layer, ql_arena *device, block *out);

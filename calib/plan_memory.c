@@ -101,6 +101,7 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
     double on_the_way = s->ranks > 1 ? s->hessian * widest_k * widest_k : 0, collecting, solving;
     /* Memory that nobody has touched yet is none on a processor, but it is on a GPU. */
     int from_start = r->gpu ? EMBEDDING | BLOCK : BLOCK, count = 0;
+    const double ahead = r->gpu && !r->one_block ? s->source * s->widest * here : 0; /* on its way to the GPU */
     largest_site(r, s, &collecting, &solving);
     const memory_row all[] = {
         {ALWAYS, {"program", 0, program * here}},
@@ -111,7 +112,8 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
         {from_start, {"a batch within a step", 4 * s->batch * s->forward_width + 4 * s->seq_len * 2 * s->half_head, 0}},
         {BLOCK, {"rows kept for a second pass", plan_second_pass(r) ? 4 * s->mine * s->hidden : 0, 0}},
         {BLOCK, {"weights of a block, FP32", 4 * s->block, 0}},
-        {BLOCK, {"a tensor as read, later the packed block", plan_larger(s->source * s->widest, s->packed), 0}},
+        {BLOCK, {"weights as read, of the next block", s->source * (r->one_block ? s->widest : s->block), ahead}},
+        {BLOCK, {"the packed block", s->packed, 0}},
         {COLLECTING, {"statistics of an input", collecting, 0}},
         {COLLECTING | SOLVING, {"a Hessian on its way to its owner", on_the_way, 0}},
         {SOLVING, {"statistics, and one linear being solved", solving, 0}},

@@ -71,6 +71,7 @@ static ql_status describe(ql_ctx *ctx, int device) {
 
 static ql_status open_libraries(ql_cuda *gpu) {
     CUDA_TRY(cudaStreamCreateWithFlags(&gpu->stream, cudaStreamNonBlocking));
+    CUDA_TRY(cudaStreamCreateWithFlags(&gpu->beside, cudaStreamNonBlocking));
     BLAS_TRY(cublasLtCreate(&gpu->blas));
     CUDA_TRY(cudaMalloc(&gpu->workspace, WORKSPACE));
     return QL_OK;
@@ -99,6 +100,7 @@ ql_status ql_cuda_close(ql_ctx *ctx) {
     cudaFree(gpu->scratch);
     cudaFree(gpu->workspace);
     if (gpu->blas) cublasLtDestroy(gpu->blas);
+    if (gpu->beside) cudaStreamDestroy(gpu->beside);
     if (gpu->stream) cudaStreamDestroy(gpu->stream);
     cudaGetLastError();
     ql_mfree(gpu);
@@ -184,6 +186,33 @@ ql_status ql_cuda_sync(ql_ctx *ctx) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
     CUDA_TRY(cudaStreamSynchronize(gpu->stream));
+    return QL_OK;
+}
+
+ql_status ql_cuda_pin(ql_ctx *ctx, size_t bytes, void **host) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    cudaError_t error = cudaMallocHost(host, bytes ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        return ql_fail(QL_NOMEM, "no memory: %zu bytes of page-locked host memory asked for", bytes);
+    }
+    CUDA_TRY_AS(error, "cudaMallocHost");
+    return QL_OK;
+}
+
+ql_status ql_cuda_unpin(ql_ctx *ctx, void *host) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    CUDA_TRY(cudaFreeHost(host));
+    return QL_OK;
+}
+
+ql_status ql_cuda_upload_beside(ql_ctx *ctx, void *device, const void *host, size_t bytes) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    CUDA_TRY(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, gpu->beside));
+    CUDA_TRY(cudaStreamSynchronize(gpu->beside));
     return QL_OK;
 }
 

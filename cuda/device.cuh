@@ -35,7 +35,7 @@ static const size_t WORKSPACE = 32u << 20; /* what cuBLASLt's documentation reco
 
 typedef struct ql_cuda {
     int device;
-    cudaStream_t stream;
+    cudaStream_t stream, beside; /* operations; uploads that nobody there waits for */
     cublasLtHandle_t blas;
     cusolverDnHandle_t solver; /* made by the first factorization: it costs memory that a forward pass does not need */
     cusolverDnParams_t solver_options;

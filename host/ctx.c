@@ -78,6 +78,17 @@ ql_status ql_download(ql_ctx *ctx, void *host, const void *device, size_t bytes)
 }
 ql_status ql_sync(ql_ctx *ctx) { return ctx->ops->sync(ctx); }
 
+ql_status ql_pin(ql_ctx *ctx, size_t bytes, void **host) {
+    *host = NULL;
+    return ctx->ops->pin(ctx, bytes, host);
+}
+void ql_unpin(ql_ctx *ctx, void *host) {
+    if (host) ctx->ops->unpin(ctx, host);
+}
+ql_status ql_upload_beside(ql_ctx *ctx, void *device, const void *host, size_t bytes) {
+    return bytes ? ctx->ops->upload_beside(ctx, device, host, bytes) : QL_OK;
+}
+
 void *ql_ctx_stream(const ql_ctx *ctx) {
     void *stream = NULL;
     (void)ctx->ops->stream(ctx, &stream); /* cannot fail */

@@ -68,6 +68,9 @@ struct ql_choices;
     X(upload, (ql_ctx * ctx, void *device, const void *host, size_t bytes))                                            \
     X(download, (ql_ctx * ctx, void *host, const void *device, size_t bytes))                                          \
     X(sync, (ql_ctx * ctx))                                                                                            \
+    X(pin, (ql_ctx * ctx, size_t bytes, void **host))                                                                  \
+    X(unpin, (ql_ctx * ctx, void *host))                                                                               \
+    X(upload_beside, (ql_ctx * ctx, void *device, const void *host, size_t bytes))                                     \
     X(stream, (const ql_ctx *ctx, void **stream))                                                                      \
     X(copy, (ql_ctx * ctx, void *to, const void *from, size_t bytes))                                                  \
     X(facts, (ql_ctx * ctx, ql_facts * facts))                                                                         \

@@ -155,6 +155,12 @@ QL_API ql_status ql_upload(ql_ctx *ctx, void *device, const void *host, size_t b
 QL_API ql_status ql_download(ql_ctx *ctx, void *host, const void *device, size_t bytes);
 QL_API ql_status ql_sync(ql_ctx *ctx);
 
+/* Page-locked host memory, from which copies run beside the operations; *host is NULL where device memory is host memory. */
+QL_API ql_status ql_pin(ql_ctx *ctx, size_t bytes, void **host);
+QL_API void ql_unpin(ql_ctx *ctx, void *host); /* NULL is allowed */
+/* An upload beside the operations that are under way, from another thread than theirs; returns when the bytes are there. */
+QL_API ql_status ql_upload_beside(ql_ctx *ctx, void *device, const void *host, size_t bytes);
+
 /* The stream on which the context's operations run (a cudaStream_t; NULL on the CPU): what ql_execute wants when a product
  * shall run in order with them. */
 QL_API void *ql_ctx_stream(const ql_ctx *ctx);

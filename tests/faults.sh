@@ -3,7 +3,7 @@
 # Every failing call ends in a documented exit code without a crash or leak, and the job then resumes to the same bytes.
 source "$(dirname "$0")/e2e_lib.sh"
 
-"$build/make_model" "$tmp/model" --layers 1 --rows 2 --seqlen 16 --tokens "$tmp/tokens.h5"
+"$build/make_model" "$tmp/model" --layers 2 --rows 2 --seqlen 16 --tokens "$tmp/tokens.h5"
 job=("$qalib" quantize -m "$tmp/model" --method rtn --group-size 32 --progress none --threads 1)
 gptq=("${job[@]/rtn/gptq}" --calib "$tmp/tokens.h5")
 "${job[@]}" -o "$tmp/whole.rtn" >/dev/null

@@ -80,6 +80,20 @@ ql_status ql_cpu_sync(ql_ctx *ctx) {
     return QL_OK;
 }
 
+ql_status ql_cpu_pin(ql_ctx *ctx, size_t bytes, void **host) {
+    (void)ctx, (void)bytes, (void)host;
+    return QL_OK;
+}
+
+ql_status ql_cpu_unpin(ql_ctx *ctx, void *host) {
+    (void)ctx, (void)host;
+    return QL_OK;
+}
+
+ql_status ql_cpu_upload_beside(ql_ctx *ctx, void *device, const void *host, size_t bytes) {
+    return ql_cpu_upload(ctx, device, host, bytes);
+}
+
 ql_status ql_cpu_stream(const ql_ctx *ctx, void **stream) {
     (void)ctx;
     *stream = NULL;
