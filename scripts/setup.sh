@@ -10,7 +10,7 @@ packages=(build-essential cmake ninja-build pkg-config libopenblas-dev liblapack
     libpcre2-dev libssl-dev libmicrohttpd-dev libsqlite3-dev python3 python3-venv)
 if [ "${1:-}" = --test ]; then
     packages+=(ccache clang clang-format libclang-rt-14-dev libomp-14-dev libcmocka-dev git curl libopenmpi-dev openmpi-bin
-        python3-jsonschema)
+        python3-jsonschema scdoc man-db zsh)
 elif [ $# -gt 0 ]; then
     echo "usage: scripts/setup.sh [--test]" >&2
     exit 64

@@ -80,6 +80,10 @@ ql_status cli_check_signal(void);
 
 /* ---- what main and the tests use ---------------------------------------------------------------------------------------- */
 
+extern const cli_command *const cli_commands[]; /* of qalib; ends with NULL */
+const cli_command *cli_find_command(const cli_command *const commands[], const char *name); /* NULL: there is none */
+ql_status cli_unknown_command(const cli_command *const commands[], const char *name); /* QL_USAGE with what was meant */
+
 /* The whole program: finds the command (NULL-terminated list), parses, runs, reports; returns the exit code. */
 int cli_main(const cli_command *const commands[], int argc, char *const argv[]);
 
@@ -88,6 +92,14 @@ int cli_main(const cli_command *const commands[], int argc, char *const argv[]);
 ql_status cli_parse(const cli_command *command, int argc, char *const argv[], ql_arena *arena, cli **args);
 
 extern const cli_option cli_common_options[]; /* every command takes them; ends with a NULL name */
+/* What the statuses mean to a shell, the same code several times in a row; ends with a NULL text. */
+typedef struct cli_exit {
+    int code;
+    const char *text;
+} cli_exit;
+extern const cli_exit cli_exits[];
+extern const char cli_about[], cli_examples[]; /* of the whole program */
+
 void cli_print_help(FILE *out, const cli_command *command, int width);
 void cli_print_overview(FILE *out, const cli_command *const commands[], int width);
 
@@ -102,6 +114,6 @@ int cli_signal(void); /* the one that arrived, 0 if none */
 
 extern const cli_command cmd_bench, cmd_tokenize, cmd_calibrate, cmd_quantize, cmd_schemes, cmd_eval, cmd_generate,
     cmd_inspect, cmd_verify, cmd_export, cmd_plan, cmd_doctor, cmd_stats, cmd_submit, cmd_jobs, cmd_show, cmd_logs,
-    cmd_cancel, cmd_pause, cmd_resume, cmd_retry, cmd_rm, cmd_sbatch, cmd_report;
+    cmd_cancel, cmd_pause, cmd_resume, cmd_retry, cmd_rm, cmd_sbatch, cmd_report, cmd_completion, cmd_manual;
 
 #endif

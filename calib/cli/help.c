@@ -75,34 +75,36 @@ void cli_print_help(FILE *out, const cli_command *command, int width) {
     }
 }
 
-static void print_exit_codes(FILE *out, int width) {
 #define TEXT(name, code, text) {code, text},
-    static const struct {
-        int code;
-        const char *text;
-    } statuses[] = {QL_STATUSES(TEXT)};
+const cli_exit cli_exits[] = {
+    QL_STATUSES(TEXT){130, "stopped by SIGINT (Ctrl-C); a second one ends the program at once"},
+    {143, "stopped by SIGTERM"},
+    {0, NULL},
+};
 #undef TEXT
+
+const char cli_about[] = "Quantizes large language models: a Hugging Face checkpoint in, a quantized one out.";
+const char cli_examples[] = "qalib plan -m MODEL --method gptq --bits 4 --group-size 128\n"
+                            "qalib quantize -m MODEL -o OUT --method gptq --bits 4 --group-size 128 --calib tokens.h5\n"
+                            "qalib eval -m OUT --base MODEL --tokens eval.h5";
+
+static void print_exit_codes(FILE *out, int width) {
     fprintf(out, "\nExit codes:\n");
-    for (size_t i = 0; i < sizeof statuses / sizeof statuses[0]; i++) {
+    for (const cli_exit *e = cli_exits; e->text; e++) {
         char code[8] = "";
-        if (i == 0 || statuses[i].code != statuses[i - 1].code) snprintf(code, sizeof code, "%d", statuses[i].code);
-        print_entry(out, code, statuses[i].text, 8, width);
+        if (e == cli_exits || e->code != e[-1].code) snprintf(code, sizeof code, "%d", e->code);
+        print_entry(out, code, e->text, 8, width);
     }
-    print_entry(out, "130", "stopped by SIGINT (Ctrl-C); a second one ends the program at once", 8, width);
-    print_entry(out, "143", "stopped by SIGTERM", 8, width);
 }
 
 void cli_print_overview(FILE *out, const cli_command *const commands[], int width) {
     fprintf(out, "Usage: qalib COMMAND [options]\n       qalib COMMAND --help\n       qalib --version\n\n");
-    print_wrapped(out, "Quantizes large language models: a Hugging Face checkpoint in, a quantized one out.", 0, 0,
-                  width);
+    print_wrapped(out, cli_about, 0, 0, width);
     fprintf(out, "\nCommands:\n");
     for (; *commands; commands++) print_entry(out, (*commands)->name, (*commands)->summary, 14, width);
     fprintf(out, "\nCommon options:\n");
     print_options(out, cli_common_options, width);
     print_exit_codes(out, width);
     fprintf(out, "\nExamples:\n");
-    print_examples(out, "qalib plan -m MODEL --method gptq --bits 4 --group-size 128\n"
-                        "qalib quantize -m MODEL -o OUT --method gptq --bits 4 --group-size 128 --calib tokens.h5\n"
-                        "qalib eval -m OUT --base MODEL --tokens eval.h5");
+    print_examples(out, cli_examples);
 }

@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include "calib/cli/cli.h"
-#include "formats/json.h"
 #include "host/log.h"
 #include "host/status.h"
 
@@ -25,25 +24,6 @@ static int help_width(void) {
     const char *columns = getenv("COLUMNS");
     int width = columns ? atoi(columns) : ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 ? size.ws_col : 80;
     return width < 20 ? 80 : width > 100 ? 100 : width;
-}
-
-static const cli_command *find_command(const cli_command *const commands[], const char *name) {
-    for (; *commands; commands++)
-        if (strcmp((*commands)->name, name) == 0) return *commands;
-    return NULL;
-}
-
-static ql_status unknown_command(const cli_command *const commands[], const char *name) {
-    const char *names[64];
-    int count = 0;
-    while (commands[count] && count < 63) {
-        names[count] = commands[count]->name;
-        count++;
-    }
-    names[count] = NULL;
-    const char *meant = ql_nearest_word(name, names);
-    if (meant) return ql_fail(QL_USAGE, "unknown command \"%s\"; did you mean %s?", name, meant);
-    return ql_fail(QL_USAGE, "unknown command \"%s\"; \"qalib --help\" lists them", name);
 }
 
 static ql_status run_command(const cli_command *command, int argc, char *const argv[], ql_arena *arena) {
@@ -69,8 +49,8 @@ static ql_status dispatch(const cli_command *const commands[], int argc, char *c
         printf("qalib %s\n", ql_version());
         return QL_OK;
     }
-    const cli_command *command = find_command(commands, first);
-    return command ? run_command(command, argc - 2, argv + 2, arena) : unknown_command(commands, first);
+    const cli_command *command = cli_find_command(commands, first);
+    return command ? run_command(command, argc - 2, argv + 2, arena) : cli_unknown_command(commands, first);
 }
 
 /* Output that nobody reads any more ("| head") is no failure; output that could not be stored is one. */
