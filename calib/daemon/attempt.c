@@ -11,7 +11,7 @@
 #include "formats/json.h"
 #include "host/file.h"
 
-enum { EXIT_MOST = 1 << 16, KEPT_AT_THE_END = 2, KEPT_AT_THE_START = 2, SEGMENT_RECORD_SIZE = 24 };
+enum { EXIT_MOST = 1 << 16, EXIT_ROOM = 1 << 13, KEPT_AT_THE_END = 2, KEPT_AT_THE_START = 2, SEGMENT_RECORD_SIZE = 24 };
 
 static void path_of(char path[ATTEMPT_PATH], const char *dir, const char *name) {
     snprintf(path, ATTEMPT_PATH, "%s/%s", dir, name);
@@ -19,13 +19,28 @@ static void path_of(char path[ATTEMPT_PATH], const char *dir, const char *name) 
 
 /* ---- the end --------------------------------------------------------------------------------------------------------------- */
 
+void attempt_reserve_room(const char *dir) {
+    char path[ATTEMPT_PATH];
+    path_of(path, dir, "exit.room");
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0) return;
+    if (fallocate(fd, 0, 0, EXIT_ROOM) != 0) errno = 0; /* then it is luck */
+    close(fd);
+}
+
+void attempt_release_room(const char *dir) {
+    char path[ATTEMPT_PATH];
+    path_of(path, dir, "exit.room");
+    unlink(path);
+}
+
 ql_status attempt_write_exit(const char *dir, const attempt_exit *e) {
     char path[ATTEMPT_PATH];
     path_of(path, dir, "exit.json");
-    json_t *d =
-        json_pack("{s:i, s:i, s:s, s:I, s:b, s:b, s:I, s:f}", "exit_code", e->end.exit_code, "signal", e->end.signal,
-                  "reason", e->reason, "steps_done", (json_int_t)e->steps_done, "hung", e->hung, "out_of_memory",
-                  e->end.out_of_memory, "peak_bytes", (json_int_t)e->peak_bytes, "seconds", e->seconds);
+    json_t *d = json_pack("{s:i, s:i, s:s, s:I, s:b, s:b, s:b, s:I, s:f}", "exit_code", e->end.exit_code, "signal",
+                          e->end.signal, "reason", e->reason, "steps_done", (json_int_t)e->steps_done, "hung", e->hung,
+                          "out_of_memory", e->end.out_of_memory, "log_lost", e->log_lost, "peak_bytes",
+                          (json_int_t)e->peak_bytes, "seconds", e->seconds);
     if (!d) return ql_fail(QL_NOMEM, "%s: no memory", path);
     ql_status status = ql_json_save(d, path);
     json_decref(d);
@@ -52,6 +67,7 @@ ql_status attempt_read_exit(const char *dir, attempt_exit *e) {
     if (status == QL_OK) status = ql_json_int(d, path, "steps_done", 0, INT64_MAX, &e->steps_done);
     if (status == QL_OK) status = ql_json_bool(d, path, "out_of_memory", &e->end.out_of_memory);
     if (status == QL_OK) status = ql_json_bool(d, path, "hung", &e->hung);
+    if (status == QL_OK) status = ql_json_bool_or(d, path, "log_lost", &e->log_lost);
     if (status == QL_OK) status = ql_json_int(d, path, "peak_bytes", 0, INT64_MAX, &e->peak_bytes);
     if (status == QL_OK) status = ql_json_real(d, path, "seconds", 0, 1e12, &e->seconds);
     snprintf(e->reason, sizeof e->reason, "%s", reason);
@@ -90,17 +106,30 @@ static void next_segment(log_writer *log) {
     unlink(path); /* one that stays takes room and harms nobody */
 }
 
+/* There is no room: the log gives back what it took last, so that those who must write can. */
+static void give_up(log_writer *log) {
+    char path[ATTEMPT_PATH];
+    int64_t number = log->position / log->segment_bytes;
+    log->failed = true;
+    log_close(log);
+    for (int64_t i = number; i >= 0 && i > number - 2; i--) {
+        segment_path(path, log->dir, i);
+        unlink(path);
+    }
+}
+
 void log_write(log_writer *log, const void *data, size_t size) {
     const char *at = data;
     while (size > 0 && !log->failed) {
         int64_t room = log->segment_bytes - log->position % log->segment_bytes;
         size_t part = (int64_t)size < room ? size : (size_t)room;
         if (log->fd < 0 || log->position % log->segment_bytes == 0) next_segment(log);
+        if (log->failed) give_up(log);
         if (log->failed) return;
         ssize_t written = write(log->fd, at, part);
         if (written < 0 && errno == EINTR) continue;
         if (written <= 0) {
-            log->failed = true;
+            give_up(log);
             return;
         }
         at += written;

@@ -5,7 +5,8 @@
  *   log.0000, ...   what the worker said on stderr, in segments of a quarter of the limit: the first two and the last two are kept
  *   report.json     what it said on stdout: the report of the job, or of each of its outputs
  *   exit.json       how it ended: "exit_code" (-1: by "signal"), "reason" (its last error, one line), "steps_done", "hung",
- *                   "out_of_memory", "peak_bytes", "seconds"; written last
+ *                   "out_of_memory", "peak_bytes", "seconds", "log_lost" (there was no room for all of the log); written last
+ *   exit.room       keeps the room for exit.json, however full the log, or anybody, makes the disk
  */
 #ifndef CALIB_DAEMON_ATTEMPT_H
 #define CALIB_DAEMON_ATTEMPT_H
@@ -19,11 +20,15 @@ enum { ATTEMPT_PATH = 4096, REASON_SIZE = 480 };
 
 typedef struct attempt_exit {
     attempt_end end;
-    bool hung;
+    bool hung, log_lost;
     int64_t steps_done, peak_bytes;
     double seconds;
     char reason[REASON_SIZE];
 } attempt_exit;
+
+/* Bytes and an inode, as far as there are. */
+void attempt_reserve_room(const char *dir);
+void attempt_release_room(const char *dir);
 
 ql_status attempt_write_exit(const char *dir, const attempt_exit *e);
 /* QL_MISSING: the attempt left none; it was killed with its runner. */

@@ -17,6 +17,7 @@
 #include "calib/daemon/events.h"
 #include "calib/daemon/job.h"
 #include "calib/daemon/losses.h"
+#include "calib/daemon/oom.h"
 #include "calib/daemon/session.h"
 #include "formats/json.h"
 #include "host/file.h"
@@ -189,24 +190,6 @@ static bool drain(runner *r, int *fd, void (*take)(runner *, const char *, size_
 
 /* ---- is it alive ---------------------------------------------------------------------------------------------------------------- */
 
-/* Out-of-memory kills in our cgroup (version 2), 0 where there is none. */
-static int64_t count_oom_kills(void) {
-    char line[512], path[768];
-    long long kills = 0;
-    FILE *file = fopen("/proc/self/cgroup", "re");
-    bool found = false;
-    while (file && !found && fgets(line, sizeof line, file)) found = strncmp(line, "0::", 3) == 0;
-    if (file) fclose(file);
-    if (!found) return 0;
-    line[strcspn(line, "\n")] = 0;
-    snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.events", line + 3);
-    file = fopen(path, "re");
-    while (file && fgets(line, sizeof line, file))
-        if (sscanf(line, "oom_kill %lld", &kills) == 1) break;
-    if (file) fclose(file);
-    return kills;
-}
-
 static void look_at_the_clock(runner *r) {
     double now = now_s();
     int64_t ticks = session_ticks(getpid());
@@ -273,7 +256,7 @@ static void conclude(runner *r) {
     e->peak_bytes = (int64_t)usage.ru_maxrss * 1024;
     e->end.exit_code = exited ? WEXITSTATUS(r->status) : -1;
     e->end.signal = signal_of(r->status);
-    int64_t kills = count_oom_kills();
+    int64_t kills = oom_kills();
     e->end.out_of_memory = e->end.signal == SIGKILL && kills > r->oom_kills;
     if (e->hung) snprintf(e->reason, sizeof e->reason, "no sign of life for %.0f s; killed", r->set.hang_s);
     else if (e->end.out_of_memory)
@@ -283,6 +266,8 @@ static void conclude(runner *r) {
     if (r->report && e->end.exit_code == 0) (void)ql_file_commit(r->report, NULL);
     else ql_file_abort(r->report);
     r->report = NULL;
+    e->log_lost = r->log.failed;
+    attempt_release_room(r->dir);
     if (attempt_write_exit(r->dir, e) != QL_OK) ql_log(QL_ERROR, "%s", ql_last_error());
 }
 
@@ -297,10 +282,11 @@ static ql_status run(runner *r, char *const argv[]) {
     r->signals = signalfd(-1, &caught, SFD_CLOEXEC | SFD_NONBLOCK);
     if (r->signals < 0) return ql_fail_errno("signalfd");
     prctl(PR_SET_CHILD_SUBREAPER, 1); /* what the worker leaves behind comes to us */
+    attempt_reserve_room(r->dir);
     log_open(&r->log, r->dir, r->set.log_bytes);
     snprintf(report, sizeof report, "%s/report.json", r->dir);
     if (ql_file_create(report, 0, &r->report) != QL_OK) r->report = NULL;
-    r->oom_kills = count_oom_kills();
+    r->oom_kills = oom_kills();
     r->started = r->seen_alive = now_s();
     losses_open(&r->losses, argv);
     QL_TRY(start_worker(r, argv));

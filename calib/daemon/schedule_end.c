@@ -106,6 +106,7 @@ static void take_exit(schedule *c, const run *r, job *j, attempt_exit *e) {
         c->counts.orphaned++;
     }
     ql_arena_close(arena);
+    if (e->log_lost) ql_log(QL_WARNING, "job %s: there was no room for all of its log", j->id);
     c->counts.busy_s += e->seconds;
     if (e->steps_done > j->steps_done) j->stuck = 0;
     if (e->steps_done > j->steps_done) j->steps_done = e->steps_done;

@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,6 +52,9 @@ static ql_status take_passed(int *fd) {
     if (getsockname(FIRST_PASSED, (struct sockaddr *)&address, &size) != 0 || address.ss_family != AF_UNIX ||
         getsockopt(FIRST_PASSED, SOL_SOCKET, SO_ACCEPTCONN, &listening, &listening_size) != 0 || !listening)
         return ql_fail(QL_USAGE, "LISTEN_FDS: descriptor 3 is no listening Unix socket");
+    /* systemd passes it as one that blocks: a connection that is gone before it is accepted would stop everything. */
+    if (fcntl(FIRST_PASSED, F_SETFL, O_NONBLOCK) != 0 || fcntl(FIRST_PASSED, F_SETFD, FD_CLOEXEC) != 0)
+        return ql_fail_errno("LISTEN_FDS: descriptor 3");
     *fd = FIRST_PASSED;
     return QL_OK;
 }

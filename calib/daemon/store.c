@@ -172,6 +172,18 @@ static ql_status check_local(const char *dir) {
     return QL_OK;
 }
 
+/* Whoever writes into it gives the daemon orders, and moves its files elsewhere. */
+static ql_status check_private(const char *dir) {
+    struct stat info;
+    if (stat(dir, &info) != 0) return ql_fail_errno("%s", dir);
+    if (info.st_uid != geteuid())
+        return ql_fail(QL_DENIED, "%s: belongs to another user; choose a state directory of your own (--state)", dir);
+    if (info.st_mode & (S_IWGRP | S_IWOTH))
+        return ql_fail(QL_DENIED, "%s: others may write to the state directory; chmod 700, or choose another (--state)",
+                       dir);
+    return QL_OK;
+}
+
 static ql_status make_folders(store *s) {
     static const char *const made[] = {"jobs", "new", "trash"}, *const emptied[] = {"new", "trash"};
     char path[PATH_SIZE];
@@ -237,6 +249,7 @@ ql_status store_open(const char *dir, bool rebuild, store **out) {
     path_of(s, path, "lock", "", "");
     ql_status status = ql_dir_make(dir);
     if (status == QL_OK) status = check_local(dir);
+    if (status == QL_OK) status = check_private(dir);
     if (status == QL_OK) status = take_lock(path, &s->lock);
     if (status == QL_OK) status = make_folders(s);
     if (status == QL_OK) status = open_index(s, rebuild);

@@ -18,7 +18,7 @@
 typedef struct store store;
 
 /* Makes the directory if it is missing, takes its lock, and brings the index up to date; rebuild: makes the index anew.  A damaged index
- * is set aside and made anew too.  QL_DISK: another daemon lives there, or a network file system, on which SQLite's log cannot be
+ * is set aside and made anew too.  QL_DENIED: others may write to it.  QL_DISK: another daemon lives there, or a network file system, on which SQLite's log cannot be
  * trusted. */
 ql_status store_open(const char *dir, bool rebuild, store **s);
 void store_close(store *s); /* NULL is allowed */

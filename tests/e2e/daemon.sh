@@ -104,6 +104,18 @@ refused 400 bad-request "$(body x ', "modle": 1')"
 refused 400 bad-request "$(body x ', "bits": 1e400')"
 refused 422 bad-recipe "$(body x ', "recipe": "a: &a [1]\nb: *a\n"')"
 refused 422 bad-recipe "$(body x ', "recipe": "version: 1\nbitz: 3\n"')"
+# Hostile recipes: the same verdict as from a file, within a second, and nothing of them in the answer but one line.
+hostile() { python3 -c 'import json, sys; print(json.dumps({"model": "/m", "output": "/o", "recipe": eval(sys.argv[1])}))' "$1" >"$tmp/body"; }
+for recipe in '"version: 1\nbits: " + "[" * 10000' '"version: 1\noverrides:\n" + "".join(" " * (i + 2) + "a:\n" + "" for i in range(900))' \
+    '"version: !!python/object 1\n"' '"version: 1\nbits: 4\nbits: 3\n"' '"version: 1\noverrides:\n  - match: \"(\"\n    bits: 4\n"' \
+    '"a: &a [" + "x," * 9 + "x]\n" + "".join(f"b{i}: &b{i} [*a,*a,*a]\n" for i in range(9))' '"version: 1\nbits: \u001b[2J\n"'; do
+    hostile "$recipe"
+    begin=$(date +%s%N)
+    refused 422 bad-recipe @"$tmp/body"
+    [ $(($(date +%s%N) - begin)) -lt 5000000000 ] || fail "$recipe took more than 5 s"
+done
+hostile '"version: 1\n#" + "x" * 10000000'
+[ "$(code /v1/jobs --data-binary @"$tmp/body")" = 413 ] || fail "a recipe of 10 MB"
 [ "$(head -c 1100000 /dev/zero | code /v1/jobs --data-binary @-)" = 413 ] || fail "a body of 1.1 MB"
 [ "$(code /v1/nothing)" = 404 ] && [ "$(code /v1/jobs -X PUT)" = 405 ] && [ "$(code '/v1/jobs?limit=0')" = 400 ] || fail "404, 405, 400"
 [ "$(code "/v1/jobs/..%2f..%2fetc")" = 404 ] || fail "a path that climbs"
@@ -313,3 +325,6 @@ fi
 
 # ---- the daemon is killed again and again under load: 10 times, in the full tier 500 ------------------------------------------------
 QALIB_BUILD=$build "$tests/daemon_chaos.py"
+# Broken HTTP; other users, links, full disks, limits of memory.
+QALIB_BUILD=$build "$tests/daemon_framing.py"
+QALIB_BUILD=$build "$tests/daemon_faults.py"
