@@ -13,24 +13,9 @@
 
 #include "calib/job.h"
 #include "host/cpu/blas.h"
+#include "perf/bench.h"
 
 enum { SIZE = 1024, MOST_REPEATS = 50 };
-
-static void need(ql_status status) {
-    if (status == QL_OK) return;
-    fprintf(stderr, "bench_job: %s\n", ql_last_error());
-    exit(ql_status_exit_code(status));
-}
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int n) {
-    qsort(values, (size_t)n, sizeof *values, ascending);
-    return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
-}
 
 /* FLOP/s of all threads together. */
 static double sgemm_rate(int threads) {

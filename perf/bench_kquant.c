@@ -17,7 +17,7 @@
 #include "host/mat.h"
 #include "host/qalib.h"
 #include "host/rng.h"
-#include "host/status.h"
+#include "perf/bench.h"
 
 enum { K = 4096, MOST_REPEATS = 99 };
 
@@ -34,22 +34,6 @@ typedef struct bench {
     float *w, *importance;
     uint8_t *ours, *theirs;
 } bench;
-
-static void need(ql_status status) {
-    if (status == QL_OK) return;
-    fprintf(stderr, "bench_kquant: %s\n", ql_last_error());
-    exit(ql_status_exit_code(status));
-}
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int n) {
-    qsort(values, (size_t)n, sizeof *values, ascending);
-    return values[n / 2];
-}
 
 static double processor_seconds(void) {
     struct timespec t;
