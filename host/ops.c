@@ -41,9 +41,7 @@ static ql_status check_hessian(const char *name, ql_mat h, int64_t k) {
 }
 
 static ql_status check_bits(const char *name, int bits) {
-    return bits == 2 || bits == 3 || bits == 4 || bits == 8
-               ? QL_OK
-               : ql_fail(QL_INVALID, "%s: %d bits, expected 2, 3, 4 or 8", name, bits);
+    return bits >= 2 && bits <= 8 ? QL_OK : ql_fail(QL_INVALID, "%s: %d bits, expected 2 to 8", name, bits);
 }
 
 /* The grid of a weight [n][k]. */

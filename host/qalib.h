@@ -110,7 +110,7 @@ typedef struct ql_mat {
 /* How a weight W[n][k] is rounded: code q in 0 .. 2^bits-1 stands for scale * (q - zero), with one (scale, zero) per row and
  * group of inputs.  scale > 0, and exactly representable in FP16 unless a caller asked for unrounded scales. */
 typedef struct ql_grid {
-    int bits;      /* 2, 3, 4 or 8 */
+    int bits;      /* 2 to 8 */
     int64_t group; /* inputs per group; the last group may be shorter */
     ql_mat scale;  /* F32 [n][G], G = ceil(k / group) */
     ql_mat zero;   /* U8  [n][G] */

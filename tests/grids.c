@@ -5,7 +5,7 @@
 #include "host/rng.h"
 #include "tests/ref.h"
 
-const int grid_widths[4] = {2, 3, 4, 8};
+const int grid_widths[GRID_WIDTHS] = {2, 3, 4, 5, 6, 7, 8};
 
 ql_grid poisoned_grid(backend *b, int bits, int64_t n, int64_t k, int64_t group, ql_mat g_idx) {
     int64_t groups = ql_groups(k, group);

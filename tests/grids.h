@@ -4,7 +4,8 @@
 
 #include "tests/backend.h"
 
-extern const int grid_widths[4]; /* 2, 3, 4, 8 */
+enum { GRID_WIDTHS = 7 };
+extern const int grid_widths[GRID_WIDTHS]; /* 2 .. 8 */
 
 /* A host grid full of poison; g_idx may be absent. */
 ql_grid poisoned_grid(backend *b, int bits, int64_t n, int64_t k, int64_t group, ql_mat g_idx);

@@ -64,7 +64,7 @@ static void check_gptq(backend *b, shape s) {
 }
 
 static void gptq_every_width_and_group(void **state) {
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < GRID_WIDTHS; i++) {
         check_gptq(*state, (shape){33, 160, 32, grid_widths[i], 1, false, false});
         check_gptq(*state, (shape){33, 160, 64, grid_widths[i], 0, false, true}); /* last group short */
         check_gptq(*state, (shape){17, 131, 131, grid_widths[i], 0, false, true});

@@ -6,7 +6,7 @@
 #include "host/rng.h"
 
 enum { MAX_K = 140 }; /* at 3 bits: every phase of a code within a word, four times */
-static const int widths[] = {2, 3, 4, 8};
+static const int widths[] = {2, 3, 4, 5, 6, 7, 8};
 
 static void make_codes(uint8_t *codes, int k, int bits, uint64_t seed) {
     for (int i = 0; i < k; i++) codes[i] = (uint8_t)(ql_random(seed, (uint64_t)i) & ((1u << bits) - 1));

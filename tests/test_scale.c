@@ -100,7 +100,7 @@ static void check_rules(backend *b, shape s, int bits) {
 }
 
 static void scale_every_width_and_group(void **state) {
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < GRID_WIDTHS; i++) {
         check_rules(*state, (shape){9, 256, 64, false, false}, grid_widths[i]);
         check_rules(*state, (shape){5, 300, 128, false, true}, grid_widths[i]); /* last group short */
         check_rules(*state, (shape){5, 131, 32, true, true}, grid_widths[i]);
@@ -148,7 +148,7 @@ static void scale_moves_a_zero_point_of_zero(void **state) {
  * half step that their convention costs. */
 static void scale_all_equal(void **state) {
     backend *b = *state;
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < GRID_WIDTHS; i++)
         for (int sign = -1; sign <= 1; sign += 2) {
             float w[5];
             for (int c = 0; c < 5; c++) w[c] = (float)sign * 0.3f;
@@ -158,7 +158,7 @@ static void scale_all_equal(void **state) {
             assert_true(error <= 0.3 * 0x1p-11);
             t.grid = grid_of_row(b, grid_widths[i], 5, w, (ql_grid_rule){.symmetric = 1});
             scale = ref_at(t.grid.scale, 0, 0), error = sqrt(cost(&t, scale, ref_at(t.grid.zero, 0, 0)) / 5);
-            assert_true(error <= 0.51 * scale);
+            assert_true(error <= 0.5 * scale + 0.3 * 0x1p-11);
         }
 }
 
@@ -295,7 +295,7 @@ static void scale_half_quadratic_as_published(void **state) {
         shape s = shapes[i / 4];
         ql_mat g_idx = s.scattered ? scattered_groups(b, s.k, s.group) : ql_no_mat();
         ql_mat w = outliers(b, s.n, s.k, (uint64_t)i);
-        ql_grid grid = poisoned_grid(b, grid_widths[i % 4], s.n, s.k, s.group, g_idx);
+        ql_grid grid = poisoned_grid(b, grid_widths[i % GRID_WIDTHS], s.n, s.k, s.group, g_idx);
         gained += check_half_quadratic((truth){w, ql_no_mat(), run_search(b, w, ql_no_mat(), rule, grid), rule, 0, 0});
     }
     assert_true(gained > 40);

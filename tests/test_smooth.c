@@ -148,7 +148,7 @@ static void check_clip(backend *b, problem p) {
 static void clip_every_width_and_group(void **state) {
     backend *b = *state;
     for (int symmetric = 0; symmetric < 2; symmetric++) {
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < GRID_WIDTHS; i++)
             check_clip(b, (problem){outliers(b, 5, 256, 7), random_hessian(b, QL_F32, 256, 300, 8), 128, grid_widths[i],
                                     symmetric});
         check_clip(b,

@@ -36,6 +36,9 @@ static inline void ql_unpack_row(const void *stream, int bits, int64_t k, uint8_
     if (bits == 2) ql_unpack_row_of(stream, 2, k, codes);
     else if (bits == 3) ql_unpack_row_of(stream, 3, k, codes);
     else if (bits == 4) ql_unpack_row_of(stream, 4, k, codes);
+    else if (bits == 5) ql_unpack_row_of(stream, 5, k, codes);
+    else if (bits == 6) ql_unpack_row_of(stream, 6, k, codes);
+    else if (bits == 7) ql_unpack_row_of(stream, 7, k, codes);
     else ql_unpack_row_of(stream, 8, k, codes);
 }
 
@@ -44,6 +47,9 @@ static inline void ql_pack_row(const uint8_t *codes, int bits, int64_t k, void *
     if (bits == 2) ql_pack_row_of(codes, 2, k, stream);
     else if (bits == 3) ql_pack_row_of(codes, 3, k, stream);
     else if (bits == 4) ql_pack_row_of(codes, 4, k, stream);
+    else if (bits == 5) ql_pack_row_of(codes, 5, k, stream);
+    else if (bits == 6) ql_pack_row_of(codes, 6, k, stream);
+    else if (bits == 7) ql_pack_row_of(codes, 7, k, stream);
     else ql_pack_row_of(codes, 8, k, stream);
 }
 
