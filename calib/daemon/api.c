@@ -161,6 +161,7 @@ static const struct {
     {"GET", "/v1/jobs/{id}/events", " after wait ", api_events},
     {"GET", "/v1/jobs/{id}/log", " attempt offset wait ", api_log},
     {"GET", "/v1/jobs/{id}/report", "", api_report},
+    {"GET", "/v1/jobs/{id}/report.html", "", api_report_page},
     {"POST", "/v1/jobs/{id}/cancel", "", api_act},
     {"POST", "/v1/jobs/{id}/pause", "", api_act},
     {"POST", "/v1/jobs/{id}/resume", "", api_act},

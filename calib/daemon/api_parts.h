@@ -25,4 +25,7 @@ void api_log(service *d, const request *q, const char *id, response *r);
 void api_report(service *d, const request *q, const char *id, response *r);
 void api_act(service *d, const request *q, const char *id, response *r);
 
+/* api_report.c */
+void api_report_page(service *d, const request *q, const char *id, response *r);
+
 #endif

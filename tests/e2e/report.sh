@@ -37,6 +37,28 @@ holds "$tmp/figures.json" '[r["name"] for r in j["runs"]] == ["gptq", "list/Q4_0
 holds "$tmp/figures.json" "[r['kld_mean'] for r in j['runs']] == [$(json "$tmp/gptq.json" 'j["kld_mean"]'), None, None]"
 holds "$tmp/figures.json" "[r['perplexity'] for r in j['runs']] == [$(json "$tmp/gptq.json" 'j["perplexity"]'), $(json "$tmp/gguf.json" 'j["perplexity"]'), None]"
 
+# The daemon serves the page of a job, of several outputs their comparison.
+if [ -x "$build/qalibd" ]; then
+    mkdir -m 700 "$tmp/state"
+    "$build/qalibd" --state "$tmp/state" --socket "$tmp/state/socket" >/dev/null 2>"$tmp/daemon.log" &
+    daemon=$!
+    for ((i = 0; i < 100; i++)); do "$qalib" jobs --socket "$tmp/state/socket" >/dev/null 2>&1 && break || sleep 0.1; done
+    served() { # NAME ARGUMENTS...: submits a job, waits, and fetches its page
+        local name=$1 id
+        shift
+        id=$("$qalib" submit --socket "$tmp/state/socket" -m "$tmp/model" -o "$tmp/$name" "$@" --wait -q 2>/dev/null | head -n 1)
+        curl -sf --unix-socket "$tmp/state/socket" "http://q/v1/jobs/$id/report.html" >"$tmp/$name.html" || fail "no page of job $id"
+    }
+    served one --method rtn --bits 4 --group-size 32
+    cmp "$tmp/one.html" "$tmp/one/report.html" || fail "the daemon's page is not the one beside the output"
+    served two --scheme NF4,W8A16-RTN-g64
+    grep -q "2 runs, compared" "$tmp/two.html" && grep -q W8A16-RTN-g64 "$tmp/two.html" || fail "no comparison of two outputs"
+    kill $daemon
+    wait $daemon || true
+else
+    echo "skip: qalibd was not built"
+fi
+
 # What is no report leaves one line, a code, and no page.
 refuse() { # CODE WORDS ARGUMENTS...
     local code=$1 words=$2
