@@ -35,7 +35,8 @@ static calibrate_request calibration_of(const wanted *w) {
                                .work_dir = w->new,
                                .kinds = STATS_ALL,
                                .resume = true,
-                               .progress = r->progress};
+                               .progress = r->progress,
+                               .comm = r->comm};
 }
 
 /* ---- the key ---------------------------------------------------------------------------------------------------------------- */
@@ -246,32 +247,37 @@ static ql_status pin_store(const wanted *w, int *fd) {
 
 /* ---- a new one ------------------------------------------------------------------------------------------------------------------- */
 
-/* Rows that were left out are counted in a report, which must not depend on who found them. */
-static ql_status collect(ql_ctx *ctx, const wanted *w) {
-    const calibrate_request calibration = calibration_of(w);
-    json_t *report = NULL;
-    QL_TRY(calibrate_run(ctx, &calibration, &report));
+/* The first rank's part before the work.  -1: there is no room, or another job makes it. */
+static int begin_store(const wanted *w) {
+    if (ql_dir_make(w->cache->dir) == QL_OK && has_room(w) && ql_dir_make(w->new) == QL_OK) return pin(w->new, LOCK_EX);
+    ql_log(QL_INFO, "no room in the cache of statistics (%s) for about %llu bytes", w->cache->dir,
+           (unsigned long long)w->need);
+    return -1;
+}
+
+/* ... and behind it.  Rows that were left out are counted in a report, which must not depend on who found them. */
+static ql_status end_store(const wanted *w, const json_t *report) {
     int64_t skipped = json_integer_value(json_object_get(report, "samples_skipped"));
-    json_decref(report);
     if (skipped > 0) return ql_fail(QL_MISMATCH, "%lld samples were left out", (long long)skipped);
     return rename(w->new, w->path) == 0 ? QL_OK : ql_fail_errno("%s: cannot rename", w->new);
 }
 
-static ql_status make_store(ql_ctx *ctx, const wanted *w, int *fd) {
-    if (ql_dir_make(w->cache->dir) != QL_OK || !has_room(w) || ql_dir_make(w->new) != QL_OK) {
-        ql_log(QL_INFO, "no room in the cache of statistics (%s) for about %llu bytes", w->cache->dir,
-               (unsigned long long)w->need);
-        return QL_OK;
-    }
-    int lock = pin(w->new, LOCK_EX);
-    if (lock < 0) return QL_OK; /* another job makes it */
-    ql_status status = collect(ctx, w);
+/* lock: the first rank's, of the directory whatever its name; it becomes *fd, or is closed.  What an interruption leaves stays for the next
+ * try.  Ranks that have come apart must not go on beside each other: there a failure is the job's. */
+static ql_status make_store(ql_ctx *ctx, const wanted *w, int lock, int *fd) {
+    const calibrate_request calibration = calibration_of(w);
+    bool alone = ql_comm_size(w->request->comm) == 1;
+    json_t *report = NULL;
+    ql_status run = calibrate_run(ctx, &calibration, &report), status = run;
+    if (run == QL_OK && lock >= 0) status = end_store(w, report);
+    json_decref(report);
+    if (lock < 0) return status;
     if (status == QL_OK && flock(lock, LOCK_SH | LOCK_NB) == 0) {
-        *fd = lock; /* the directory goes by its new name */
+        *fd = lock;
         return QL_OK;
     }
     close(lock);
-    if (status == QL_OK || status == QL_INTERRUPTED) return status; /* what was made stays for the next try */
+    if (status == QL_OK || status == QL_INTERRUPTED || (run != QL_OK && !alone)) return status;
     ql_log(QL_WARNING, "statistics are not kept: %s", ql_last_error());
     (void)remove_store(w->new);
     return QL_OK;
@@ -279,27 +285,36 @@ static ql_status make_store(ql_ctx *ctx, const wanted *w, int *fd) {
 
 /* ---- the whole --------------------------------------------------------------------------------------------------------------------- */
 
-/* All or none; the first looks at it alone, as it may have to check it. */
+enum { FOUND_NONE, FOUND_STORE, FOUND_ROOM };
+
+/* The other ranks follow the first; all read it, or none. */
 static ql_status share_store(const wanted *w, int *fd) {
     ql_comm *comm = w->request->comm;
-    int64_t first = 0, all = 0;
-    if (ql_comm_rank(comm) == 0) QL_TRY(pin_store(w, fd));
-    first = *fd >= 0;
-    ql_status status = ranks_sum(comm, "first rank with statistics", &first);
-    if (status == QL_OK && first > 0 && ql_comm_rank(comm) > 0) *fd = pin(w->path, LOCK_SH);
+    int64_t found = *fd >= 0, all;
+    if (ql_comm_size(comm) == 1) return QL_OK;
+    QL_TRY(ql_comm_broadcast(comm, "statistics", 0, &found, sizeof found));
+    if (found && ql_comm_rank(comm) > 0) *fd = pin(w->path, LOCK_SH);
     all = *fd >= 0;
-    if (status == QL_OK) status = ranks_sum(comm, "ranks with statistics", &all);
-    if (*fd >= 0 && (status != QL_OK || all < ql_comm_size(comm))) {
+    QL_TRY(ranks_sum(comm, "ranks with statistics", &all));
+    if (*fd >= 0 && all < ql_comm_size(comm)) {
         close(*fd);
         *fd = -1;
     }
-    return status;
+    return QL_OK;
 }
 
 static ql_status find_store(ql_ctx *ctx, const wanted *w, bool may_make, int *fd) {
-    if (ql_comm_size(w->request->comm) > 1) return share_store(w, fd);
-    QL_TRY(pin_store(w, fd));
-    return *fd < 0 && may_make ? make_store(ctx, w, fd) : QL_OK;
+    ql_comm *comm = w->request->comm;
+    int64_t found = FOUND_NONE;
+    int lock = -1;
+    if (ql_comm_rank(comm) == 0) {
+        QL_TRY(pin_store(w, fd));
+        if (*fd < 0 && may_make) lock = begin_store(w);
+        found = *fd >= 0 ? FOUND_STORE : lock >= 0 ? FOUND_ROOM : FOUND_NONE;
+    }
+    QL_TRY(ql_comm_broadcast(comm, "a store", 0, &found, sizeof found));
+    if (found == FOUND_ROOM) QL_TRY(make_store(ctx, w, lock, fd));
+    return share_store(w, fd);
 }
 
 ql_status cache_open(ql_ctx *ctx, const cache *c, const quantize_request *request, bool may_make, cache_use *use) {

@@ -32,7 +32,7 @@ typedef struct cache_use {
 } cache_use;
 
 /* For a request with rows and full-precision statistics.  may_make: false where the job has layers already, so that only what is left
- * would profit.  Several ranks read together or not at all, and make nothing.  An error is an interruption, or that memory is short. */
+ * would profit.  Several ranks make and read it together.  An error is an interruption, that memory is short, or that the ranks have come apart. */
 ql_status cache_open(ql_ctx *ctx, const cache *c, const quantize_request *request, bool may_make, cache_use *use);
 void cache_close(cache_use *use);
 

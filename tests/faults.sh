@@ -64,6 +64,35 @@ fails write always "73 74" "$tmp/rtn"
 fails read once "65 74" "$tmp/rtn"
 fails open once "65 66 73 74" "$tmp/rtn"
 
+# The cache of statistics: whatever fails while a store is made or read, the job ends well or with a documented code, and what is left in the
+# cache gives the same bytes to it and to the next one.
+points=$([ $dense -eq 64 ] && seq 300 || echo 1 8 51 250)
+fp=("${gptq[@]}" --statistics fp)
+"${fp[@]}" -o "$tmp/whole.fp" >/dev/null 2>&1
+# cached SITE ACTION CODES: from an empty cache; from then on with what the earlier faults left.
+cached() {
+    local n code next
+    rm -rf "$tmp/cache"
+    for n in $points; do
+        rm -rf "$tmp"/{out,next}{,.work}
+        code=0
+        QALIB_FAULT=$1:$n:$2 timeout 30 "${fp[@]}" --cache "$tmp/cache" -o "$tmp/out" >/dev/null 2>"$tmp/stderr" || code=$?
+        [[ " 0 $3 " == *" $code "* ]] || { cat "$tmp/stderr" >&2; fail "exit code $code with $1:$n:$2 and a cache"; }
+        for next in out next; do
+            "${fp[@]}" --cache "$tmp/cache" -o "$tmp/$next" --resume >/dev/null 2>"$tmp/stderr" || { cat "$tmp/stderr" >&2; fail "behind $1:$n:$2 with a cache"; }
+            same_files "$tmp/whole.fp" "$tmp/$next"
+        done
+        [ $((n % 2)) -eq 1 ] || rm -rf "$tmp/cache"
+    done
+    echo "$1:$2: $(wc -w <<<"$points") runs with a cache of statistics"
+}
+cached malloc once 71
+cached write once "73 74"
+cached fsync kill 137
+cached rename kill 137
+cached read once "65 74"
+cached open once "65 66 73 74"
+
 # D3: the output directory, or the work directory too, vanishes at a call of fsync (the program waits there until it is gone).
 # removed N DIRECTORY...: returns 1 when the program makes fewer than N calls.
 removed() {

@@ -123,13 +123,16 @@ cached small "${four[@]}" --cache-limit 1000; same small four
 quantize -o "$tmp/none" "${four[@]}" --cache /proc/none || fail "/proc/none"; same none four
 touch "$tmp/plain-file"; quantize -o "$tmp/none" "${four[@]}" --cache "$tmp/plain-file" || fail "a file"; same none four
 
-# Several ranks read it together, and make none.
+# Several ranks make it and read it together.
 if command -v mpirun >/dev/null && ldd "$qalib" | grep -q libmpi; then
     rm -rf "$cache"
     ranks() { mpirun --allow-run-as-root --oversubscribe -n 2 "$qalib" "${job[@]}" -o "$tmp/ranks" "${four[@]}" --cache "$cache" >/dev/null 2>"$tmp/stderr"; }
-    ranks || fail "two ranks"; same ranks four
-    [ ! -e "$cache" ] || fail "two ranks made a store"
     cached one "${four[@]}"; same one four
+    alone=$(store)
+    mv "$alone" "$tmp/alone"
+    ranks || fail "two ranks"; same ranks four
+    for file in "$tmp/alone"/*.h5; do cmp "$file" "$(store)/$(basename "$file")" || fail "two ranks made another store"; done
+    [ "$(store)" = "$alone" ] || fail "two ranks made a store of another name"
     ranks || fail "two ranks from the cache"; hit || fail "two ranks did not hit"; same ranks four
 fi
 echo "cache: several at one time, room, ranks"
