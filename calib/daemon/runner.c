@@ -33,6 +33,8 @@ enum {
     LEFT_MS = 10
 };
 
+static const double idle_share = 1e-3; /* of a processor: who computes no more stands still */
+
 typedef struct runner {
     char dir[ATTEMPT_PATH], events[ATTEMPT_PATH];
     runner_settings set;
@@ -46,7 +48,8 @@ typedef struct runner {
     int64_t report_size;
     json_t *progress;                           /* not told yet */
     double started, told, seen_alive, deadline; /* seconds; deadline 0: none */
-    int64_t cpu_ticks, oom_kills;
+    int64_t cpu_ticks;                          /* when it was last seen alive */
+    int64_t oom_kills;
     int status; /* of wait */
     bool ended;
     attempt_exit result;
@@ -191,10 +194,14 @@ static bool drain(runner *r, int *fd, void (*take)(runner *, const char *, size_
 /* ---- is it alive ---------------------------------------------------------------------------------------------------------------- */
 
 static void look_at_the_clock(runner *r) {
+    const double ticks_per_s = (double)sysconf(_SC_CLK_TCK);
     double now = now_s();
     int64_t ticks = session_ticks(getpid());
-    if (ticks != r->cpu_ticks) r->seen_alive = now;
-    r->cpu_ticks = ticks;
+    /* A launcher that waits for ranks which stand still computes a little, too. */
+    if (ticks < r->cpu_ticks || (double)(ticks - r->cpu_ticks) > idle_share * r->set.hang_s * ticks_per_s) {
+        r->seen_alive = now;
+        r->cpu_ticks = ticks;
+    }
     if (now - r->seen_alive > r->set.hang_s) {
         r->result.hung = true;
         session_kill(getpid());

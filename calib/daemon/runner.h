@@ -5,7 +5,7 @@
  *   SIGTERM   cancel: the worker is told, and killed with all of the session after `grace_s`
  *   SIGUSR1   stop at the next layer: likewise, after `layer_s`
  *
- * A worker that neither computes nor says anything for `hang_s` is killed.
+ * A worker that computes next to nothing and says nothing for `hang_s` is killed.
  */
 #ifndef CALIB_DAEMON_RUNNER_H
 #define CALIB_DAEMON_RUNNER_H

@@ -317,6 +317,16 @@ if command -v mpirun >/dev/null && ldd "$qalib" | grep -q libmpi; then
     none_left
     until_state "$id" SUCCEEDED
     same_files "$tmp/whole" "$tmp/ranks-machine"
+    rm -r "$tmp/ranks-machine.work"
+    stop TERM
+    # All of them stand still, and mpirun waits for them.
+    start --hang-timeout 2
+    id=$(submit ranks-hung --ranks 2)
+    until_ranks "$id" 1 1
+    until_state "$id" SUCCEEDED
+    holds "$state/jobs/$id/attempt-1/exit.json" 'j["hung"]'
+    none_left
+    same_files "$tmp/whole" "$tmp/ranks-hung"
     stop TERM
     echo "daemon: jobs of two ranks"
 else
