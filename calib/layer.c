@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "calib/plan.h"
 #include "host/mat.h"
 #include "host/values.h"
 
@@ -16,6 +17,19 @@ ql_status engine_open(ql_ctx *ctx, const model *m, const recipe *r, statistics_m
     return ql_arena_open(NULL, &e->host);
 }
 
+/* One piece, so that the sums of leaves leave no holes that the solver's matrices do not fit into, and nothing is allocated later. */
+static ql_status reserve_scratch(const engine *e, const token_file *tokens) {
+    const plan_request request = {
+        .config = &e->model->config,
+        .recipe = e->recipe,
+        .n_seq = tokens->n_seq,
+        .seq_len = tokens->seq_len,
+        .mode = e->mode,
+        .ranks = ql_comm_size(e->comm),
+    };
+    return e->recipe ? ql_arena_reserve(e->scratch, plan_scratch_bytes(&request)) : QL_OK;
+}
+
 ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, ql_arena *device) {
     const recipe *r = e->recipe;
     bool with_drift = r && e->mode == STATISTICS_PROPAGATED && r->sequential && r->drift > 0;
@@ -23,6 +37,7 @@ ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, q
     leaf_range leaves = ranks_leaves(e->comm, tokens->n_seq);
     QL_TRY(dataset_open(e->ctx, &e->model->config, tokens, leaves, use, device, data));
     e->data = data;
+    QL_TRY(reserve_scratch(e, tokens));
     QL_TRY(forward_open(e->ctx, &e->model->config, tokens->seq_len, data->max_rows, device, &e->forward));
     ql_arena *table; /* in a small model the embedding is larger than any block: it leaves at once */
     QL_TRY(ql_arena_open(e->ctx, &table));

@@ -55,7 +55,7 @@ static void split_rows(const plan_request *r, plan_sizes *s) {
     s->share = r->n_seq > 0 ? (double)most / (double)r->n_seq : 1;
 }
 
-static plan_sizes measure_model(const plan_request *r) {
+plan_sizes plan_measure(const plan_request *r) {
     const model_config *c = r->config;
     bool dynamic = r->recipe->act_order == QL_ORDER_DYNAMIC;
     int64_t at_a_time = r->seq_len > 0 && r->seq_len < BATCH_ROWS ? BATCH_ROWS / r->seq_len : 1;
@@ -87,7 +87,7 @@ static plan_sizes measure_model(const plan_request *r) {
         s.widest = plan_larger(s.widest, (double)n * (double)k);
     }
     s.largest = plan_larger(s.largest, s.widest);
-    for (int64_t layer = 0; layer < c->layers; layer++) {
+    for (int64_t layer = 0; layer < c->layers && r->modules; layer++) {
         double packed = 0;
         for (linear_id id = 0; id < LINEARS; id++) {
             int64_t n, k;
@@ -135,7 +135,7 @@ static ql_status count_disk(const plan_request *r, ql_arena *arena, plan *p) {
 }
 
 ql_status plan_make(const plan_request *r, ql_arena *arena, plan *p) {
-    plan_sizes s = measure_model(r);
+    plan_sizes s = plan_measure(r);
     *p = (plan){.ranks = (int64_t)s.ranks, .nodes = (int64_t)s.nodes};
     QL_TRY(count_disk(r, arena, p));
     p->hessian_bytes = (uint64_t)(s.hessian * s.sum_k2);

@@ -133,6 +133,9 @@ typedef struct plan {
 
 ql_status plan_make(const plan_request *request, ql_arena *arena, plan *out);
 
+/* Bytes of the arena in which a block with calibration rows collects its statistics and solves its linears; modules may be NULL. */
+size_t plan_scratch_bytes(const plan_request *request);
+
 /* Strong scaling into p->points: the job on 1, 2, 4 ... 64 ranks of devices with so much memory, per_node of them on a node. */
 ql_status plan_scale(const plan_request *request, int64_t per_node, uint64_t device, ql_arena *arena, plan *p);
 

@@ -28,7 +28,7 @@ static double solve_bytes(const plan_request *r, double n, double k) {
     if (!plan_needs_hessian(r)) return (1 + 4) * weights;
     if (r->recipe->literature)
         return weights + plan_larger(8 * (square + weights), 4 * weights); /* factor and W in double */
-    double factor = 4 * square + target;                                   /* R, the answer; later H with both halves */
+    double factor = 4 * square + target;                                   /* R, the answer */
     double compare = (1 + 4) * weights; /* nearest rounding's codes, and the values of either */
     return weights + target + plan_larger(factor, compare);
 }
@@ -79,6 +79,15 @@ static void largest_site(const plan_request *r, const plan_sizes *s, double *col
     }
 }
 
+size_t plan_scratch_bytes(const plan_request *r) {
+    const plan_sizes s = plan_measure(r);
+    const double small = 1 << 20; /* diagonals, orders, what alignment costs */
+    double collecting, solving;
+    largest_site(r, &s, &collecting, &solving);
+    double kept = plan_second_pass(r) ? 4 * s.mine * s.hidden : 0;
+    return (size_t)(kept + plan_larger(collecting, solving) + small);
+}
+
 /* What the loss takes for each thread: two panels of 128 rows, two tiles of 256 columns (host/cpu/measure.c); other steps take less. */
 static double thread_bytes(const plan_request *r, const plan_sizes *s, double k) {
     return r->gpu || k == 0 ? 0 : (double)r->threads * s->hessian * (2 * 128 * k + (128 + 256) * 256);
@@ -103,6 +112,10 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
     int from_start = r->gpu ? EMBEDDING | BLOCK : BLOCK, count = 0;
     const double ahead = r->gpu && !r->one_block ? s->source * s->widest * here : 0; /* on its way to the GPU */
     largest_site(r, s, &collecting, &solving);
+    /* One arena for both: what was touched stays, so that it does not matter which comes first. */
+    const double scratch = plan_larger(collecting, solving);
+    bool refines = plan_needs_hessian(r) && !r->recipe->literature && r->recipe->base.method == METHOD_GPTQ;
+    const double refining = refines ? 4 * widest_k * widest_k : 0;
     const memory_row all[] = {
         {ALWAYS, {"program", 0, program * here}},
         {ALWAYS, {"token ids, their positions", 0, 8 * s->mine * here}},
@@ -114,9 +127,9 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
         {BLOCK, {"weights of a block, FP32", 4 * s->block, 0}},
         {BLOCK, {"weights as read, of the next block", s->source * (r->one_block ? s->widest : s->block), ahead}},
         {BLOCK, {"the packed block", s->packed, 0}},
-        {COLLECTING, {"statistics of an input", collecting, 0}},
+        {from_start, {"statistics of an input, then beside a linear being solved", scratch, 0}},
         {COLLECTING | SOLVING, {"a Hessian on its way to its owner", on_the_way, 0}},
-        {SOLVING, {"statistics, and one linear being solved", solving, 0}},
+        {SOLVING, {"both halves of the statistics, for refining", refining, 0}},
         {SOLVING, {"buffers of the threads", 0, thread_bytes(r, s, widest_k) * here}},
         {BLOCK, {"weights and statistics, smoothed", smooths ? 4 * s->block + s->hessian * s->sum_k2 : 0, 0}},
         {BLOCK, {"statistics as read from the store", 0, r->from_store ? s->hessian * s->sum_k2 : 0}},

@@ -60,6 +60,7 @@ static inline double plan_cross_rows(const model_config *c, site_id site) {
 /* Bytes of all tensors of the checkpoint in 16 bits. */
 uint64_t plan_dense_bytes(const model_config *c);
 
+plan_sizes plan_measure(const plan_request *r);
 void plan_count_memory(const plan_request *r, const plan_sizes *s, plan *p);
 /* Bytes, operations and seconds of the phases, after output_bytes is known. */
 void plan_count_work(const plan_request *r, const plan_sizes *s, plan *p);

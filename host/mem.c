@@ -81,6 +81,8 @@ static ql_status add_chunk(ql_arena *arena, size_t need) {
     return QL_OK;
 }
 
+ql_status ql_arena_reserve(ql_arena *arena, size_t bytes) { return add_chunk(arena, bytes); }
+
 ql_status ql_arena_take(ql_arena *arena, size_t count, size_t size, void **data) {
     uint64_t bytes, padded;
     if (!ql_mul_size(count, size, &bytes) || !ql_add_size(bytes, ALIGNMENT, &padded) || padded > PTRDIFF_MAX)

@@ -26,6 +26,8 @@ typedef struct ql_mark {
 
 ql_status ql_arena_open(ql_ctx *ctx, ql_arena **arena);
 void ql_arena_close(ql_arena *arena); /* NULL is allowed */
+/* Room for so many bytes in one piece, in an arena that is still empty: what is taken later does not fragment it. */
+ql_status ql_arena_reserve(ql_arena *arena, size_t bytes);
 
 /* count * size bytes, the product checked; zeroed in host memory, not on a device.  QL_NOMEM with the size asked for. */
 ql_status ql_arena_take(ql_arena *arena, size_t count, size_t size, void **data);

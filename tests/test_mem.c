@@ -49,11 +49,33 @@ static void arena_refuses_overflowing_products(void **state) {
     ql_arena_close(arena);
 }
 
+/* Large, small, large: without a reserve each would have a chunk of its own, and the second would leave a hole in the first's. */
+static void arena_reserves_one_piece(void **state) {
+    (void)state;
+    ql_arena *arena;
+    char *big, *small, *other, *more;
+    assert_ok(ql_arena_open(NULL, &arena));
+    assert_ok(ql_arena_reserve(arena, 3 << 20));
+    for (int i = 0; i < 2; i++) {
+        assert_ok(ql_take(arena, 2 << 20, 1, &big));
+        ql_arena_release(arena, (ql_mark){0});
+        assert_ok(ql_take(arena, 4096, 1, &small));
+        assert_ok(ql_take(arena, 2 << 20, 1, &other));
+        assert_ptr_equal(small, big);
+        assert_ptr_equal(other, small + 4096);
+        assert_ok(ql_take(arena, 1 << 20, 1, &more)); /* more than was reserved */
+        more[(1 << 20) - 1] = 1;
+        ql_arena_release(arena, (ql_mark){0});
+    }
+    ql_arena_close(arena);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arena_release_reuses_memory),
         cmocka_unit_test(arena_aligns_large_blocks),
         cmocka_unit_test(arena_refuses_overflowing_products),
+        cmocka_unit_test(arena_reserves_one_piece),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
