@@ -398,6 +398,8 @@ static ql_status upload_stats(engine *e, ql_arena *host, layer_step *step) {
             return ql_fail(QL_MISMATCH, "%s: holds no Hessians; collect them with calibrate --collect hessian", path);
         if ((e->kinds & STATS_MOMENTS) && !s->sum_sq)
             return ql_fail(QL_MISMATCH, "%s: holds no moments; collect them with calibrate --collect moments", path);
+        if ((e->kinds & STATS_HIST) && !s->abs_hist)
+            return ql_fail(QL_MISMATCH, "%s: holds no histograms; collect them with calibrate --collect hist", path);
         if (!(e->kinds & STATS_HESSIAN)) s->hessian = NULL;
         QL_TRY(capture_upload(s, e->scratch, &step->captures[site]));
     }

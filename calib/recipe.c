@@ -177,7 +177,6 @@ static ql_status check_group_range(const recipe *r) {
 }
 
 static ql_status check_range(const recipe *r) {
-    const char *name = range_names[r->range];
     bool weights = r->base.group == GROUP_TENSOR, inputs = r->activations == ACTIVATIONS_STATIC;
     if (!(r->percentile > 0 && r->percentile <= 100))
         return ql_fail(QL_MISMATCH, "percentile %g: expected more than 0, at most 100", r->percentile);
@@ -186,9 +185,6 @@ static ql_status check_range(const recipe *r) {
     if (r->range == RANGE_KL && r->base.type != CODE_INT)
         return ql_fail(QL_MISMATCH, "range kl: compares with evenly spaced levels, type %s has none",
                        type_names[r->base.type]);
-    if (inputs && r->smoothing != SMOOTHING_NONE)
-        return ql_fail(QL_MISMATCH,
-                       "range %s: histograms are of the inputs before smoothing; range minmax or smoothing none", name);
     return QL_OK;
 }
 

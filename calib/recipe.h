@@ -11,7 +11,8 @@
  *   activations: none                # token: inputs in 8 bits, a scale per token; static: a scale from calibration
  *   input_zeros: false               # activations token, integers: a zero point per token beside its scale
  *   range: minmax                    # minmax, percentile, mse, kl: of static inputs and of weights with one scale per tensor;
- *                                    # method rtn without static inputs: of rows and groups, too (kl: rows)
+ *                                    # method rtn without static inputs: of rows and groups, too (kl: rows); an input that
+ *                                    # smoothing changed has minmax, as nobody counted what it is now
  *   percentile: 99.99                # of the magnitudes, where range is percentile
  *   kv_cache: none                   # fp8: runtimes keep keys and values in E4M3, scaled from calibration; compressed-tensors
  *   symmetric: true

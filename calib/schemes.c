@@ -104,6 +104,7 @@ typedef struct fixed_scheme {
     module_rule rule;
     activation_mode activations;
     smoothing_id smoothing;
+    range_id range; /* of inputs */
     output_format format;
     bool kv_cache;
 } fixed_scheme;
@@ -115,6 +116,7 @@ static const fixed_scheme fixed[] = {
      {METHOD_GPTQ, CODE_INT, 8, GROUP_ROW, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_SMOOTHQUANT,
+     RANGE_MINMAX,
      OUTPUT_COMPRESSED,
      false},
     {"W8A8-INT8-static",
@@ -123,6 +125,7 @@ static const fixed_scheme fixed[] = {
      {METHOD_GPTQ, CODE_INT, 8, GROUP_ROW, false, NULL},
      ACTIVATIONS_STATIC,
      SMOOTHING_SMOOTHQUANT,
+     RANGE_MSE,
      OUTPUT_COMPRESSED,
      false},
     {"FP8",
@@ -131,6 +134,7 @@ static const fixed_scheme fixed[] = {
      {METHOD_RTN, CODE_E4M3, 8, GROUP_ROW, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_NONE,
+     RANGE_MINMAX,
      OUTPUT_COMPRESSED,
      false},
     {"FP8-static",
@@ -139,6 +143,7 @@ static const fixed_scheme fixed[] = {
      {METHOD_RTN, CODE_E4M3, 8, GROUP_TENSOR, false, NULL},
      ACTIVATIONS_STATIC,
      SMOOTHING_NONE,
+     RANGE_MINMAX,
      OUTPUT_COMPRESSED,
      false},
     {"FP8-KV",
@@ -147,6 +152,7 @@ static const fixed_scheme fixed[] = {
      {METHOD_RTN, CODE_E4M3, 8, GROUP_ROW, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_NONE,
+     RANGE_MINMAX,
      OUTPUT_COMPRESSED,
      true},
     {"FP8-block",
@@ -155,6 +161,7 @@ static const fixed_scheme fixed[] = {
      {METHOD_RTN, CODE_E4M3, 8, FP8_BLOCK, false, NULL},
      ACTIVATIONS_TOKEN,
      SMOOTHING_NONE,
+     RANGE_MINMAX,
      OUTPUT_FP8,
      false},
     {"NF4",
@@ -163,6 +170,7 @@ static const fixed_scheme fixed[] = {
      {METHOD_RTN, CODE_NF4, 4, 64, false, NULL},
      ACTIVATIONS_16,
      SMOOTHING_NONE,
+     RANGE_MINMAX,
      OUTPUT_BITSANDBYTES,
      false},
 };
@@ -176,6 +184,7 @@ static bool set_fixed(const char *name, named_scheme *s) {
         s->recipe.base = fixed[i].rule;
         s->recipe.activations = fixed[i].activations;
         s->recipe.smoothing = fixed[i].smoothing;
+        s->recipe.range = fixed[i].range;
         s->recipe.kv_cache = fixed[i].kv_cache;
         return true;
     }

@@ -251,6 +251,7 @@ ql_status smooth_block(const smooth_job *job, block *b, capture captures[SITES],
         QL_TRY(scaled_copy(job, vectors[site].inverse_columns, vectors[site].inverse_columns, &c->hessian));
         if (ql_is_present(c->min)) QL_TRY(scaled_copy(job, ql_no_mat(), vectors[site].inverse_columns, &c->min));
         if (ql_is_present(c->max)) QL_TRY(scaled_copy(job, ql_no_mat(), vectors[site].inverse_columns, &c->max));
+        if (out->scale[site]) c->hist = ql_no_mat(); /* of what the input no longer is */
     }
     return QL_OK;
 }

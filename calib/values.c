@@ -125,10 +125,9 @@ ql_status linear_find_input_scale(const linear_job *job, qmodule *out) {
         return ql_fail(QL_MISMATCH, "%s: static activations need the range of its input, which the statistics lack",
                        job->name);
     QL_TRY(capture_largest(job->ctx, job->input, &limit));
-    if (job->recipe->range != RANGE_MINMAX && !ql_is_present(job->input->hist))
-        return ql_fail(QL_MISMATCH, "%s: range %s needs a histogram of its input, which the statistics lack", job->name,
-                       range_names[job->recipe->range]);
-    if (job->recipe->range != RANGE_MINMAX && limit > 0) QL_TRY(limit_of(job, job->input->hist, limit, &limit));
+    bool counted =
+        job->recipe->range != RANGE_MINMAX && ql_is_present(job->input->hist); /* not what smoothing changed */
+    if (counted && limit > 0) QL_TRY(limit_of(job, job->input->hist, limit, &limit));
     QL_TRY(ql_take(job->host, 1, sizeof *out->input_scale, &out->input_scale));
     *out->input_scale = fmaxf(limit / largest_code(out->type), LEAST_SCALE);
     return QL_OK;

@@ -3,8 +3,8 @@
 
     scripts/quality.py [--model DIR] [--calib TOKENS] [--eval TOKENS] [--schemes A,B] [--qalib PROGRAM] [--svg FILE]
 
-Defaults: the demo model and its token files, all schemes, build/qalib.  Bits: of the quantized weights with their scales, as `inspect`
-counts them in the file.  Seconds: of all processors together, for a job of this scheme alone.  KL divergence to the original in nats, mean over tokens.
+Defaults: the demo model and its token files, all schemes, build/qalib.  Bits: of the quantized weights with their scales, from
+report.json.  Seconds: of all processors together, for a job of this scheme alone.  KL divergence to the original in nats, mean over tokens.
 """
 import argparse
 import json
@@ -41,7 +41,7 @@ def measure(options, scheme, folder):
     run(options, "quantize", "-m", options.model, "-o", str(folder), "--scheme", name, "--calib", options.calib, "--quiet")
     seconds = processor_seconds() - began
     path = output_of(folder / name)
-    bits = run(options, "inspect", str(path))["quantization"]["bits_per_quantized_weight"]
+    bits = json.loads((folder / name / "report.json").read_text())["bits_per_quantized_weight"]
     size = sum(f.stat().st_size for f in (folder / name).iterdir() if f.suffix in (".safetensors", ".gguf"))
     found = run(options, "eval", "-m", str(path), "--tokens", options.eval, "--base", options.model, "--quiet")
     print(f"| {name} | {bits:.2f} | {size / 1e6:.2f} | {found['perplexity']:.3f} | {found['kld_mean']:.5f} | "

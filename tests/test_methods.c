@@ -96,6 +96,14 @@ static void static_inputs_by_every_calibrator(void **state) {
         assert_true(input_scale(p.out) == scale[range]);
         clear(&p);
     }
+    assert_ok(ql_dir_remove(store));
+    const calibrate_request uncounted = {
+        .model_dir = p.model, .tokens_path = p.tokens, .work_dir = store, .kinds = STATS_HESSIAN | STATS_MOMENTS};
+    assert_ok(calibrate_run(p.ctx, &uncounted, &report));
+    json_decref(report);
+    quantize_request r = scheme_request(&p, "W8A8-INT8-static");
+    r.tokens_path = NULL, r.stats_dir = store;
+    assert_refused(quantize_run(p.ctx, &r, 1, &report), QL_MISMATCH, "holds no histograms");
     for (range_id range = 1; range < RANGES; range++) assert_true(scale[range] <= scale[RANGE_MINMAX]);
     assert_true(scale[RANGE_PERCENTILE] < 0.95 * scale[RANGE_MINMAX]);
     place_close(&p);
@@ -110,7 +118,7 @@ static void static_ranges_follow_smoothing(void **state) {
     double kl[2];
     for (int i = 0; i < 2; i++) {
         quantize_request r = scheme_request(&p, i ? "W8A8-INT8-static" : "W8A8-INT8");
-        r.recipe.smooth_alpha = 0.9;
+        r.recipe.smooth_alpha = 0.9, r.recipe.range = RANGE_MINMAX;
         json_decref(place_quantize(&p, &r));
         kl[i] = place_kl(&p, p.out, false);
         clear(&p);

@@ -217,8 +217,9 @@ static void ranges_go_where_magnitudes_are_known(void **state) {
     assert_refused(parse("version: 1\nmethod: rtn\nscale_search: true\nrange: percentile\n", &r), QL_MISMATCH,
                    "takes the place of scale_search");
     assert_refused(parse("version: 1\nscheme: FP8-static\nrange: kl\n", &r), QL_MISMATCH, "type fp8 has none");
-    assert_refused(parse("version: 1\nscheme: W8A8-INT8-static\nrange: kl\n", &r), QL_MISMATCH, "before smoothing");
-    assert_ok(parse("version: 1\nscheme: W8A8-INT8-static\nsmoothing: none\nrange: kl\n", &r));
+    assert_ok(parse("version: 1\nscheme: W8A8-INT8-static\n", &r));
+    assert_true(r.range == RANGE_MSE && recipe_needs_histograms(&r));
+    assert_ok(parse("version: 1\nscheme: W8A8-INT8-static\nrange: kl\n", &r));
     assert_refused(parse("version: 1\nscheme: FP8-static\npercentile: 0\n", &r), QL_MISMATCH, "percentile 0");
 }
 
