@@ -29,7 +29,7 @@ quantize)
     case $output in
     */hog*) exec tail /dev/zero ;;
     */flood*) head -c 8000000 /dev/zero | tr '\0' x >&2 ;;
-    */long*) for ((i = 0; i < 30; i++)); do sleep 0.1; done ;;
+    */long*) for ((i = 0; i < 15; i++)); do sleep 0.1; done ;;
     *) echo said >&2 ;;
     esac
     echo '{"layers": []}' ;;
@@ -212,13 +212,13 @@ def full_disk():
             job = submit(daemon, "long-inodes")
             while show(daemon, job)["state"] != "RUNNING":
                 time.sleep(0.02)
-            time.sleep(0.5)
+            time.sleep(0.3)
             for i in range(90):
                 try:
                     (state / f"filler-{i}").touch()
                 except OSError:
                     break
-            time.sleep(3.5)
+            time.sleep(1.7)
             assert show(daemon, job)["state"] not in {"FAILED", "CANCELLED"}
             for filler in state.glob("filler-*"):
                 filler.unlink()

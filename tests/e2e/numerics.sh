@@ -53,6 +53,12 @@ overflow
 job --format dense >/dev/null 2>"$tmp/stderr" || { cat "$tmp/stderr" >&2; fail "one bad sample of 128"; }
 grep -qF "layer 1, attn_in: activations of sample 57 are not finite; the sample is skipped" "$tmp/stderr" || { cat "$tmp/stderr" >&2; fail "the skipped sample is not named"; }
 holds "$out/report.json" 'j["samples_skipped"] == 1'
+# Such statistics are nobody else's: who found the sample must not show in a report.
+rm -rf "$out" "$out.work"
+job --statistics fp --cache "$tmp/cache" >/dev/null 2>"$tmp/stderr" || { cat "$tmp/stderr" >&2; fail "one bad sample of 128, with a cache"; }
+grep -qF "not kept: 1 samples were left out" "$tmp/stderr" || { cat "$tmp/stderr" >&2; fail "statistics without a sample are kept"; }
+holds "$out/report.json" 'j["samples_skipped"] == 1'
+[ -z "$(ls "$tmp/cache")" ] || fail "a store without a sample"
 model --rows 32 --seqlen 16 --last-in 3
 places=()
 overflow
