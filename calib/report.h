@@ -1,4 +1,5 @@
-/* report.json: what was done to every module, what it cost, and how good it is by its own measure.
+/* report.json: what was done to every module, what it cost, and how good it is by its own measure.  report.schema.json says the same to
+ * programs, report.html (calib/report_html.h) shows it to people.
  *
  *   "version"             1
  *   "job"                 fingerprint of everything that decides the bytes of the output

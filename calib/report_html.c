@@ -139,8 +139,8 @@ static void write_summary(FILE *out, const json_t *report, const json_t *eval) {
 /* ---- error by layer ------------------------------------------------------------------------------------------------------------------------ */
 
 /* One value of every module as a line for each kind; kinds are blocks of [layers] in x and y. */
-static ql_status draw_by_layer(FILE *out, const module_list *list, const char *key, const chart *look, ql_arena *arena,
-                               bool *drawn) {
+static ql_status draw_by_layer(FILE *out, const module_list *list, const char *key, const chart *look,
+                               chart_style style, ql_arena *arena, bool *drawn) {
     chart_series series[MOST_KINDS];
     double *x, *y;
     size_t size = (size_t)list->layers * MOST_KINDS;
@@ -154,8 +154,11 @@ static ql_status draw_by_layer(FILE *out, const module_list *list, const char *k
         if (report_has(module, key)) *at = fmax(report_number(module, key), isnan(*at) ? -INFINITY : *at);
     }
     for (int k = 0; k < list->kinds; k++)
-        series[k] = (chart_series){
-            .name = list->kind[k], .count = list->layers, .x = x + k * list->layers, .y = y + k * list->layers};
+        series[k] = (chart_series){.name = list->kind[k],
+                                   .count = list->layers,
+                                   .x = x + k * list->layers,
+                                   .y = y + k * list->layers,
+                                   .style = style};
     c.count = list->kinds;
     c.series = series;
     *drawn = chart_draw(out, &c);
@@ -176,7 +179,7 @@ static ql_status write_errors(FILE *out, const module_list *list, ql_arena *aren
            "<h2 id=\"error\">Error by layer</h2>\n"
            "<p class=\"faint\">The squared error of a module's output on the calibration rows over the squared output; "
            "without rows, of its weights.</p>\n");
-    QL_TRY(draw_by_layer(out, list, "relative_error", &look, arena, &drawn));
+    QL_TRY(draw_by_layer(out, list, "relative_error", &look, CHART_LINE, arena, &drawn));
     if (!drawn) markup(out, "<p>No module has an error: nothing was quantized, or nothing was lost.</p>\n");
     return QL_OK;
 }
@@ -222,7 +225,7 @@ static ql_status write_damping(FILE *out, const module_list *list, ql_arena *are
     if (most <= 0) markup(out, "<p>No module needed damping.</p>\n");
     else if (least >= most)
         markup(out, "<p>Damping was %g of the mean of the diagonal in every module that needed any.</p>\n", most);
-    else QL_TRY(draw_by_layer(out, list, "damp", &look, arena, &drawn));
+    else QL_TRY(draw_by_layer(out, list, "damp", &look, CHART_DOTS, arena, &drawn));
     write_fallbacks(out, list);
     return QL_OK;
 }
@@ -239,6 +242,11 @@ static int by_descending_value(const void *a, const void *b) {
     const ranked *x = a, *y = b;
     if (x->value != y->value) return x->value < y->value ? 1 : -1;
     return x->place - y->place;
+}
+
+/* q, k and v have one input, gate and up another. */
+static bool same_input(const module_list *list, const ranked *a, const ranked *b) {
+    return a->value == b->value && list->layer[a->place] == list->layer[b->place];
 }
 
 /* Modules with a value, the largest first. */
@@ -263,13 +271,16 @@ static ql_status write_outliers(FILE *out, const module_list *list, ql_arena *ar
         markup(out, "<p>Not measured: no statistics of the inputs were read.</p>\n");
         return QL_OK;
     }
-    markup(out,
-           "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Outliers\">\n"
-           "<table><caption>Inputs with the largest channels: their root mean square over that of the median channel. "
-           "Smoothing (awq, smoothquant) is for those far above the others.</caption><thead><tr><th "
-           "scope=\"col\">Module</th>"
-           "<th scope=\"col\" class=\"number\">Largest over median</th><td></td></tr></thead><tbody>\n");
-    for (int i = 0; i < count && i < MOST_OUTLIERS; i++) {
+    markup(out, "<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-label=\"Outliers\">\n"
+                "<table><caption>Inputs with the largest channels, called after the first module that reads them: "
+                "their root mean square over that of the "
+                "median channel. "
+                "Smoothing (awq, smoothquant) is for those far above the others.</caption><thead><tr><th "
+                "scope=\"col\">Module</th>"
+                "<th scope=\"col\" class=\"number\">Largest over median</th><td></td></tr></thead><tbody>\n");
+    for (int i = 0, shown = 0; i < count && shown < MOST_OUTLIERS; i++) {
+        if (i > 0 && same_input(list, &rank[i], &rank[i - 1])) continue;
+        shown++;
         markup(out, "<tr><th scope=\"row\">%s</th><td class=\"number\">%.1f</td><td>",
                report_text(rank[i].module, "name"), rank[i].value);
         chart_bar(out, rank[i].value / rank[0].value);

@@ -7,6 +7,9 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
 cmake --install build --prefix "$tmp/prefix" >/dev/null
+for file in qalib/report.schema.json bash-completion/completions/qalib zsh/site-functions/_qalib $(command -v scdoc >/dev/null && echo man/man1/qalib-quantize.1); do
+    [ -s "$tmp/prefix/share/$file" ] || { echo "share/$file is not installed"; exit 1; }
+done
 cmake -S tests/consumer -B "$tmp/cmake" -DCMAKE_PREFIX_PATH="$tmp/prefix" >/dev/null
 cmake --build "$tmp/cmake" >/dev/null
 "$tmp/cmake/consumer"
