@@ -77,6 +77,7 @@ def axes(points):
 
 
 def draw(points, path):
+    points = [p for p in points if p["kld"] > 1e-7]  # a logarithm has no place for what loses nothing
     place, lines = axes(points)
     formats = sorted({p["format"] for p in points})
     taken = []

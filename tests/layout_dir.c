@@ -118,6 +118,18 @@ ql_status layout_read_back(int64_t n, int64_t k, qmodule *out) {
     return status;
 }
 
+void layout_refuse_lies(const layout_lie *lies, size_t count, int64_t n, int64_t k) {
+    for (size_t i = 0; i < count; i++) {
+        qmodule back;
+        json_t *config = json_loads(lies[i].config, 0, NULL);
+        if (!config) fail_msg("%s", lies[i].config);
+        layout_save_quantization(config);
+        ql_status status = layout_read_back(n, k, &back);
+        if (status != lies[i].status || !strstr(ql_last_error(), lies[i].words))
+            fail_msg("%s: %d, %s", lies[i].config, (int)status, ql_last_error());
+    }
+}
+
 void layout_assert_same(const qmodule *a, const qmodule *b) {
     int64_t groups = ql_groups(a->k, a->group);
     assert_string_equal(a->name, b->name);

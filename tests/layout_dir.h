@@ -24,6 +24,13 @@ void layout_write(const layout_scheme *scheme, const qmodule *q, layout_tensors 
 void layout_drop(layout_tensors *tensors, const char *suffix);
 int layout_index(const layout_tensors *tensors, const char *suffix); /* fails the test if there is none */
 ql_status layout_read_back(int64_t n, int64_t k, qmodule *out);
+/* Configs of a directory that is otherwise right, each of which is refused: with this status, and these words. */
+typedef struct layout_lie {
+    const char *config;
+    ql_status status;
+    const char *words;
+} layout_lie;
+void layout_refuse_lies(const layout_lie *lies, size_t count, int64_t n, int64_t k);
 void layout_assert_same(const qmodule *a, const qmodule *b);
 /* Every weight of `back` is scale * (code - zero) of `q`, in float. */
 void layout_assert_weights(const qmodule *q, const qmodule *back);

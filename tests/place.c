@@ -61,6 +61,14 @@ json_t *place_quantize(place *p, quantize_request *r) {
     return report;
 }
 
+void place_calibrate(place *p, int kinds) {
+    json_t *report;
+    const calibrate_request request = {
+        .model_dir = p->model, .tokens_path = p->tokens, .work_dir = p->stats, .kinds = kinds};
+    assert_ok(calibrate_run(p->ctx, &request, &report));
+    json_decref(report);
+}
+
 double place_kl(place *p, const char *dir, bool weights_only) {
     model m, base;
     token_file tokens;

@@ -21,6 +21,9 @@ quantize_request place_request(const place *p, int bits);
 /* Runs and verifies. */
 json_t *place_quantize(place *p, quantize_request *r);
 
+/* Statistics of the kinds (STATS_*) into p->stats. */
+void place_calibrate(place *p, int kinds);
+
 /* Mean KL of a directory against the original, on the calibration rows. */
 double place_kl(place *p, const char *dir, bool weights_only);
 

@@ -41,14 +41,6 @@ static quantize_request request_of(place *p, const char *scheme, const char *nam
     return r;
 }
 
-static void collect(place *p, int kinds) {
-    json_t *report;
-    const calibrate_request request = {
-        .model_dir = p->model, .tokens_path = p->tokens, .work_dir = p->stats, .kinds = kinds};
-    assert_ok(calibrate_run(p->ctx, &request, &report));
-    json_decref(report);
-}
-
 static void run_all(place *p, const quantize_request *requests, int count) {
     json_t *reports[4];
     assert_ok(quantize_run(p->ctx, requests, count, reports));
@@ -141,7 +133,7 @@ static quantize_request with_imatrix(place *p, const char *scheme, const char *n
 static void gguf_job_same_bytes_from_every_source(void **state) {
     (void)state;
     place p = open_place(ARCH_LLAMA);
-    collect(&p, STATS_MOMENTS);
+    place_calibrate(&p, STATS_MOMENTS);
     imatrix m = importance_of(&p);
     char modern[PATH], legacy[PATH];
     snprintf(modern, PATH, "%s/modern", p.dir), snprintf(legacy, PATH, "%s/legacy", p.dir);
@@ -177,7 +169,7 @@ static void gguf_job_same_bytes_from_every_source(void **state) {
 static void gguf_job_writes_what_the_layout_writes(void **state) {
     (void)state;
     place p = open_place(ARCH_QWEN2);
-    collect(&p, STATS_MOMENTS);
+    place_calibrate(&p, STATS_MOMENTS);
     imatrix m = importance_of(&p);
     char modern[PATH], direct[PATH];
     snprintf(modern, PATH, "%s/modern", p.dir), snprintf(direct, PATH, "%s/direct.gguf", p.dir);
@@ -224,7 +216,7 @@ static void gguf_job_refuses_importance_of_another_model(void **state) {
     (void)state;
     place p = open_place(ARCH_LLAMA);
     char path[PATH];
-    collect(&p, STATS_MOMENTS);
+    place_calibrate(&p, STATS_MOMENTS);
     imatrix m = importance_of(&p);
     snprintf(path, PATH, "%s/matrix", p.dir);
     quantize_request r = with_imatrix(&p, "Q4_K_M", "out", path);
@@ -251,7 +243,7 @@ static void gguf_job_refuses_before_work(void **state) {
     (void)state;
     place p = open_place(ARCH_LLAMA);
     quantize_request r = request_of(&p, "Q4_K_M", "out");
-    collect(&p, STATS_HESSIAN);
+    place_calibrate(&p, STATS_HESSIAN);
     r.tokens_path = NULL, r.stats_dir = p.stats;
     refuse(&p, &r, QL_MISMATCH, "holds no moments");
     r = request_of(&p, "Q4_K_M", "out2"), r.format = OUTPUT_GPTQ;

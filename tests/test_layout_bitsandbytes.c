@@ -206,11 +206,7 @@ static void trap48_states_that_lie_are_named(void **state) {
 
 static void trap13_configs_that_lie_or_cannot_be_read(void **state) {
     (void)state;
-    static const struct {
-        const char *text;
-        ql_status status;
-        const char *words;
-    } bad[] = {
+    static const layout_lie lies[] = {
 #define NF4 "{\"quant_method\": \"bitsandbytes\", \"load_in_4bit\": true, \"bnb_4bit_use_double_quant\": true, "
         {NF4 "\"bnb_4bit_quant_type\": \"fp4\"}", QL_MISMATCH, "only NF4 with double quantization"},
         {"{\"quant_method\": \"bitsandbytes\", \"load_in_8bit\": true}", QL_MISMATCH, "only NF4"},
@@ -225,13 +221,10 @@ static void trap13_configs_that_lie_or_cannot_be_read(void **state) {
          "q_proj.qweight: missing"},
 #undef NF4
     };
-    qmodule q = make_module(8, 64), back;
+    qmodule q = make_module(8, 64);
     layout_tensors t;
     layout_write(&nf4, &q, &t);
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        layout_save_quantization(json_loads(bad[i].text, 0, NULL));
-        assert_refused(layout_read_back(8, 64, &back), bad[i].status, bad[i].words);
-    }
+    layout_refuse_lies(lies, sizeof lies / sizeof *lies, 8, 64);
 }
 
 static void missing_or_wrong_tensors_are_named(void **state) {

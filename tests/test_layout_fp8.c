@@ -97,11 +97,7 @@ static void what_cannot_be_held_is_refused(void **state) {
 
 static void trap13_directories_that_lie_or_cannot_be_read(void **state) {
     (void)state;
-    static const struct {
-        const char *text;
-        ql_status status;
-        const char *words;
-    } bad[] = {
+    static const layout_lie lies[] = {
         {"{\"quant_method\": \"fp8\"}", QL_MISMATCH, "weight_block_size"},
         {"{\"quant_method\": \"fp8\", \"weight_block_size\": [64, 128]}", QL_MISMATCH, "weight_block_size"},
         {"{\"quant_method\": \"fp8\", \"weight_block_size\": [128, 128], \"fmt\": \"e5m2\"}", QL_MISMATCH, "e4m3"},
@@ -115,10 +111,7 @@ static void trap13_directories_that_lie_or_cannot_be_read(void **state) {
     qmodule q = make_module(32, 16), back;
     layout_tensors t;
     layout_write(&blocks, &q, &t);
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        layout_save_quantization(json_loads(bad[i].text, 0, NULL));
-        assert_refused(layout_read_back(32, 16, &back), bad[i].status, bad[i].words);
-    }
+    layout_refuse_lies(lies, sizeof lies / sizeof *lies, 32, 16);
     layout_write(&blocks, &q, &t);
     assert_refused(layout_read_back(32, 32, &back), QL_FORMAT, "q_proj.weight: is [32, 16]");
     ((float *)t.data[1])[0] = 0;

@@ -76,12 +76,8 @@ static void static_inputs_by_every_calibrator(void **state) {
     make_model m = make_tiny(ARCH_LLAMA);
     place p = place_open(&m);
     json_t *report;
-    char store[MAKE_PATH + 32];
     float scale[RANGES];
-    snprintf(store, sizeof store, "%s/stats", p.dir);
-    const calibrate_request c = {.model_dir = p.model, .tokens_path = p.tokens, .work_dir = store, .kinds = STATS_ALL};
-    assert_ok(calibrate_run(p.ctx, &c, &report));
-    json_decref(report);
+    place_calibrate(&p, STATS_ALL);
     for (range_id range = 0; range < RANGES; range++) {
         quantize_request r = scheme_request(&p, "W8A8-INT8-static");
         r.recipe.smoothing = SMOOTHING_NONE;
@@ -91,18 +87,15 @@ static void static_inputs_by_every_calibrator(void **state) {
         double kl = place_kl(&p, p.out, false);
         if (!(kl > 0 && kl < 0.02)) fail_msg("%s: KL %g", range_names[range], kl);
         clear(&p);
-        r.tokens_path = NULL, r.stats_dir = store;
+        r.tokens_path = NULL, r.stats_dir = p.stats;
         json_decref(place_quantize(&p, &r));
         assert_true(input_scale(p.out) == scale[range]);
         clear(&p);
     }
-    assert_ok(ql_dir_remove(store));
-    const calibrate_request uncounted = {
-        .model_dir = p.model, .tokens_path = p.tokens, .work_dir = store, .kinds = STATS_HESSIAN | STATS_MOMENTS};
-    assert_ok(calibrate_run(p.ctx, &uncounted, &report));
-    json_decref(report);
+    assert_ok(ql_dir_remove(p.stats));
+    place_calibrate(&p, STATS_HESSIAN | STATS_MOMENTS);
     quantize_request r = scheme_request(&p, "W8A8-INT8-static");
-    r.tokens_path = NULL, r.stats_dir = store;
+    r.tokens_path = NULL, r.stats_dir = p.stats;
     assert_refused(quantize_run(p.ctx, &r, 1, &report), QL_MISMATCH, "holds no histograms");
     for (range_id range = 1; range < RANGES; range++) assert_true(scale[range] <= scale[RANGE_MINMAX]);
     assert_true(scale[RANGE_PERCENTILE] < 0.95 * scale[RANGE_MINMAX]);
@@ -169,22 +162,18 @@ static void cache_scales_are_the_ranges_over_448(void **state) {
     (void)state;
     make_model m = make_tiny(ARCH_QWEN3);
     place p = place_open(&m);
-    json_t *report;
-    char store[MAKE_PATH + 32], second[MAKE_PATH + 32], *path;
-    snprintf(store, sizeof store, "%s/stats", p.dir);
+    char second[MAKE_PATH + 32], *path;
     snprintf(second, sizeof second, "%s/second", p.dir);
-    const calibrate_request c = {.model_dir = p.model, .tokens_path = p.tokens, .work_dir = store, .kinds = STATS_ALL};
-    assert_ok(calibrate_run(p.ctx, &c, &report));
-    json_decref(report);
+    place_calibrate(&p, STATS_ALL);
     quantize_request r = scheme_request(&p, "FP8-KV");
     json_decref(place_quantize(&p, &r));
-    r.tokens_path = NULL, r.stats_dir = store, r.out_dir = second;
+    r.tokens_path = NULL, r.stats_dir = p.stats, r.out_dir = second;
     assert_ok(ql_dir_remove(p.work));
     json_decref(place_quantize(&p, &r));
     for (int64_t layer = 0; layer < m.layers; layer++) {
         stats_layer stats;
         float largest[2] = {0, 0};
-        assert_ok(stats_path(p.arena, store, layer, &path));
+        assert_ok(stats_path(p.arena, p.stats, layer, &path));
         assert_ok(stats_read(path, NULL, p.arena, &stats));
         assert_int_equal(stats.kv_width, m.kv_heads);
         for (int64_t h = 0; h < m.kv_heads; h++) {
