@@ -1,5 +1,7 @@
 #include "calib/report_read.h"
 
+#include <sys/stat.h>
+
 #include "formats/json.h"
 #include "host/file.h"
 
@@ -142,13 +144,21 @@ ql_status report_check(const json_t *report, const char *place) {
     return check_parts(report, place);
 }
 
+static bool is_directory(const char *path) {
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
 ql_status report_load(const char *path, json_t **report) {
     ql_arena *arena;
-    char *inside;
+    char *file;
     *report = NULL;
     QL_TRY(ql_arena_open(NULL, &arena));
-    ql_status status = ql_arena_format(arena, &inside, "%s/report.json", path);
-    if (status == QL_OK) status = ql_json_load(ql_path_exists(inside) ? inside : path, REPORT_MOST_BYTES, report);
+    ql_status status = ql_arena_format(arena, &file, is_directory(path) ? "%s/report.json" : "%s", path);
+    if (status == QL_OK && is_directory(path) && !ql_path_exists(file))
+        status = ql_fail(QL_MISSING,
+                         "%s: no report.json; expected what quantize has made, or one of its several outputs", path);
+    if (status == QL_OK) status = ql_json_load(file, REPORT_MOST_BYTES, report);
     ql_arena_close(arena);
     return status;
 }
