@@ -141,6 +141,7 @@ ql_status calibrate_run(ql_ctx *ctx, const calibrate_request *request, json_t **
     *report = NULL;
     if (status == QL_OK) status = progress_open(style, "calibrate", c.model.config.layers, &c.progress);
     c.engine.progress = c.progress;
+    progress_watch(c.progress, &c.engine.phases);
     if (status == QL_OK) status = run_layers(&c);
     if (status == QL_OK && leads(&c))
         *report = json_pack("{s:I, s:I, s:I, s:I, s:s, s:s, s:s}", "layers", (json_int_t)c.model.config.layers,

@@ -171,6 +171,7 @@ static ql_status run(ql_ctx *ctx, job *j, const quantize_request requests[]) {
     progress_style style = ql_comm_rank(j->request->comm) == 0 ? j->request->progress : PROGRESS_NONE;
     QL_TRY(progress_open(style, "quantize", j->model.config.layers + 1, &j->progress));
     j->engine.progress = j->progress;
+    progress_watch(j->progress, &j->engine.phases);
     QL_TRY(run_layers(j));
     QL_TRY(write_outputs(j));
     progress_step(j->progress, j->model.config.layers + 1, "done");

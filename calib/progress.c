@@ -26,6 +26,7 @@ struct progress {
     int64_t finished_step[RECENT];
     int recent;
     bool line_open;
+    const phases *watched; /* or NULL */
 };
 
 static double monotonic(void) {
@@ -74,7 +75,7 @@ static void put(const progress *p, const char *text, size_t length) {
     if (write(p->fd, text, length) < 0) return; /* progress that nobody sees is no failure */
 }
 
-static void describe(const progress *p, const char *phase, char text[TEXT_SIZE]) {
+static void describe(const progress *p, const char *what, char text[TEXT_SIZE]) {
     double each = step_seconds(p);
     char per_step[DURATION_SIZE], left[DURATION_SIZE], times[2 * DURATION_SIZE + 32] = "";
     if (each > 0) {
@@ -83,7 +84,7 @@ static void describe(const progress *p, const char *phase, char text[TEXT_SIZE])
         snprintf(times, sizeof times, ", %s per step, %s left", per_step, left);
     }
     snprintf(text, TEXT_SIZE, "%s: %3lld %% (%lld/%lld)%s, %s", p->job, (long long)(p->done * 100 / p->steps),
-             (long long)p->done, (long long)p->steps, times, phase);
+             (long long)p->done, (long long)p->steps, times, what);
 }
 
 static int terminal_width(const progress *p) {
@@ -102,18 +103,36 @@ static void draw_bar(progress *p, const char *text) {
     ql_log_over_line(true);
 }
 
-static void print_json(const progress *p, const char *phase, double now) {
-    char line[TEXT_SIZE + 256], shown[128];
+/* ,"device_bytes":N,"phases":{"forward":1.250,...}; nothing where nobody is watched. */
+static void describe_phases(const phases *of, char text[TEXT_SIZE]) {
+    size_t most = 0;
+    int used = 0;
+    text[0] = 0;
+    if (!of) return;
+    for (int i = 0; i < PHASES; i++) most = of->memory[i] > most ? of->memory[i] : most;
+    used = snprintf(text, TEXT_SIZE, ",\"device_bytes\":%zu,\"phases\":{", most);
+    const char *comma = "";
+    for (int i = 0; i < PHASES; i++) {
+        if (!(of->seconds[i] > 0)) continue;
+        used += snprintf(text + used, TEXT_SIZE - (size_t)used, "%s\"%s\":%.3f", comma, phase_names[i], of->seconds[i]);
+        comma = ",";
+    }
+    snprintf(text + used, TEXT_SIZE - (size_t)used, "}");
+}
+
+static void print_json(const progress *p, const char *what, double now) {
+    char line[2 * TEXT_SIZE + 256], shown[128], spent[TEXT_SIZE];
     size_t used = 0;
-    for (; *phase && used + 1 < sizeof shown; phase++)
-        shown[used++] = *phase == '"' || *phase == '\\' || (unsigned char)*phase < 0x20 ? '?' : *phase;
+    for (; *what && used + 1 < sizeof shown; what++)
+        shown[used++] = *what == '"' || *what == '\\' || (unsigned char)*what < 0x20 ? '?' : *what;
     shown[used] = 0;
     double each = step_seconds(p);
+    describe_phases(p->watched, spent);
     int length = snprintf(line, sizeof line,
                           "{\"event\":\"progress\",\"job\":\"%s\",\"done\":%lld,\"steps\":%lld,\"phase\":\"%s\","
-                          "\"elapsed_s\":%.3f,\"step_s\":%.3f,\"left_s\":%.3f}\n",
+                          "\"elapsed_s\":%.3f,\"step_s\":%.3f,\"left_s\":%.3f%s}\n",
                           p->job, (long long)p->done, (long long)p->steps, shown, now - p->started, each,
-                          each * (double)(p->steps - p->done));
+                          each * (double)(p->steps - p->done), spent);
     put(p, line, (size_t)length);
 }
 
@@ -136,7 +155,11 @@ void progress_redirect(progress *p, int fd, int width, double (*clock)(void)) {
     p->started = p->printed = clock();
 }
 
-void progress_step(progress *p, int64_t done, const char *phase) {
+void progress_watch(progress *p, const phases *of) {
+    if (p) p->watched = of;
+}
+
+void progress_step(progress *p, int64_t done, const char *what) {
     if (!p) return;
     double now = p->clock();
     bool first = p->recent == 0, advanced = first || done != p->done;
@@ -145,16 +168,16 @@ void progress_step(progress *p, int64_t done, const char *phase) {
     switch (p->style) {
     case PROGRESS_NONE: return;
     case PROGRESS_JSON:
-        if (advanced) print_json(p, phase, now);
+        if (advanced) print_json(p, what, now);
         return;
     case PROGRESS_BAR:
         if (!advanced && now - p->printed < redraw_s) return;
-        describe(p, phase, text);
+        describe(p, what, text);
         draw_bar(p, text);
         break;
     case PROGRESS_PLAIN:
         if (!first && now - p->printed < plain_s) return;
-        describe(p, phase, text);
+        describe(p, what, text);
         dprintf(p->fd, "%s\n", text);
         break;
     }

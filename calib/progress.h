@@ -10,6 +10,7 @@
 #ifndef CALIB_PROGRESS_H
 #define CALIB_PROGRESS_H
 
+#include "calib/phases.h"
 #include "host/status.h"
 
 typedef enum progress_style { PROGRESS_NONE, PROGRESS_PLAIN, PROGRESS_BAR, PROGRESS_JSON } progress_style;
@@ -20,8 +21,10 @@ typedef struct progress progress;
 progress_style progress_auto(void);
 
 ql_status progress_open(progress_style style, const char *job, int64_t steps, progress **out);
-void progress_step(progress *p, int64_t done, const char *phase); /* NULL is allowed */
-void progress_close(progress *p);                                 /* NULL is allowed */
+/* JSON lines also say where the time went so far, and the most memory that any phase worked in. */
+void progress_watch(progress *p, const phases *of);              /* NULL is allowed */
+void progress_step(progress *p, int64_t done, const char *what); /* NULL is allowed */
+void progress_close(progress *p);                                /* NULL is allowed */
 
 /* "1:02:03", "4:05", "12.3 s". */
 enum { DURATION_SIZE = 24 };

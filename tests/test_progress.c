@@ -68,6 +68,20 @@ static void json_line_per_step(void **state) {
         text, "\"done\":2,\"steps\":3,\"phase\":\"a ?b?\",\"elapsed_s\":1.000,\"step_s\":0.500,\"left_s\":0.500"));
 }
 
+static void json_line_says_where_the_time_went(void **state) {
+    (void)state;
+    progress *p = open_on_pipe(PROGRESS_JSON, 3, 80);
+    phases spent = {.seconds = {[PHASE_READ] = 0.25, [PHASE_FORWARD] = 1.5},
+                    .memory = {[PHASE_FORWARD] = 7, [PHASE_READ] = 9}};
+    progress_watch(p, &spent);
+    progress_step(p, 1, "a");
+    spent.seconds[PHASE_FORWARD] = 2;
+    progress_step(p, 2, "b");
+    const char *text = close_and_read(p);
+    assert_non_null(strstr(text, ",\"device_bytes\":9,\"phases\":{\"read\":0.250,\"forward\":1.500}}\n"));
+    assert_non_null(strstr(text, "{\"read\":0.250,\"forward\":2.000}}\n"));
+}
+
 static void bar_never_reaches_the_last_column(void **state) {
     (void)state;
     progress *p = open_on_pipe(PROGRESS_BAR, 80, 40);
@@ -142,6 +156,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_lines_every_thirty_seconds),
         cmocka_unit_test(json_line_per_step),
+        cmocka_unit_test(json_line_says_where_the_time_went),
         cmocka_unit_test(bar_never_reaches_the_last_column),
         cmocka_unit_test(bar_is_not_redrawn_for_every_word),
         cmocka_unit_test(resumed_job_starts_with_unknown_speed),
