@@ -5,10 +5,14 @@
 
 #include "calib/ahead.h"
 #include "formats/gguf.h"
+#include "formats/json_scan.h"
 #include "host/mat.h"
 
 ql_status model_open(ql_ctx *ctx, const char *dir, model *out) {
     *out = (model){.ctx = ctx};
+    if (!scan_is_text(dir, strlen(dir)))
+        return ql_fail(QL_USAGE, "%s: is not UTF-8, as the reports that name the model are; rename it, or link to it",
+                       dir);
     QL_TRY(ql_arena_open(NULL, &out->host));
     ql_status status = checkpoint_open(dir, &out->ck);
     if (status == QL_OK) status = model_config_parse(checkpoint_config(out->ck), dir, out->host, &out->config);

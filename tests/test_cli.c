@@ -103,13 +103,6 @@ static void one_positional_argument(void **state) {
     assert_ok(cli_parse(&one, 1, words, arena, &args));
 }
 
-static void words_are_text(void **state) {
-    (void)state;
-    cli *args;
-    assert_refused(PARSE(&args, "-m", "mod\xff"), QL_USAGE, "argument 2 of fake is not UTF-8");
-    assert_ok(PARSE(&args, "-m", "mod\xc3\xa8le", "x"));
-}
-
 static void numbers_are_whole_words_in_range(void **state) {
     (void)state;
     static const char *const bad[] = {"", " 4", "4 ", "4x", "0x4", "9", "1", "99999999999999999999", "4.0", "nan"};
@@ -440,7 +433,6 @@ int main(void) {
         cmocka_unit_test(help_needs_nothing_else),
         cmocka_unit_test(refusals_name_the_word),
         cmocka_unit_test(one_positional_argument),
-        cmocka_unit_test(words_are_text),
         cmocka_unit_test(numbers_are_whole_words_in_range),
         cmocka_unit_test(lists_are_whole_numbers_with_commas),
         cmocka_unit_test(sizes_have_units),

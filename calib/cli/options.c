@@ -6,7 +6,6 @@
 
 #include "calib/cli/cli.h"
 #include "formats/json.h"
-#include "formats/json_scan.h"
 #include "host/log.h"
 #include "host/status.h"
 
@@ -160,10 +159,6 @@ ql_status cli_parse(const cli_command *command, int argc, char *const argv[], ql
     for (int i = 0; i < argc; i++) most += strlen(argv[i]);
     QL_TRY(ql_take(arena, most, sizeof *args->given, &args->given));
     QL_TRY(ql_take(arena, (size_t)argc + 1, sizeof *args->positional, &args->positional));
-    for (int i = 0; i < argc; i++)
-        if (!scan_is_text(argv[i], strlen(argv[i])))
-            return ql_fail(QL_USAGE, "argument %d of %s is not UTF-8, which every report is: rename the file", i + 1,
-                           command->name);
     words line = {argv, argc, 0};
     bool only_positional = false;
     while (line.next < argc) {

@@ -240,6 +240,9 @@ timeout 5 "${job[@]}" -o "$long" >/dev/null 2>"$tmp/stderr" || code=$?
 case $code in 64 | 73 | 74) ;; *) cat "$tmp/stderr" >&2; fail "exit code $code for a path of 4096 bytes" ;; esac
 odd=$tmp/$'out\xff\n'
 "${job[@]}" -o "$odd" >/dev/null 2>&1 && "$qalib" verify "$odd" >/dev/null || fail "a directory name that is not UTF-8"
+odd=$tmp/$'model\xff'
+ln -s "$tmp/good" "$odd"
+refuse 64 "is not UTF-8, as the reports that name the model are" "$qalib" quantize -m "$odd" --method rtn --group-size 32 -o "$tmp/never"
 # on_mount NAME SETUP: the output lies on what SETUP mounts on "$mounted", in a mount namespace, which cleans up behind itself.
 own=(unshare -m)
 [ "$(id -u)" -eq 0 ] || own=(unshare -rm)
