@@ -45,6 +45,7 @@ compare 'from a store' "${demo[@]}" --stats "$tmp/stats"
 compare 'nearest, no data' "${demo[@]}" --method rtn
 compare 'awq' "${demo[@]}" "${rows[@]}" --scheme W4A16-AWQ
 compare 'int8, smoothed' "${demo[@]}" "${rows[@]}" --scheme W8A8-INT8
+compare 'int8, static inputs' "${demo[@]}" "${rows[@]}" --scheme W8A8-INT8-static
 compare 'fp8' "${demo[@]}" "${rows[@]}" --scheme FP8
 compare 'gguf' "${demo[@]}" "${rows[@]}" --scheme Q4_K_M
 compare 'gguf, no data' "${demo[@]}" --scheme Q4_K_M

@@ -4,6 +4,7 @@
 Each runs in a fresh copy of a folder with the files that examples name: MODEL (the first layer of the demo model), tokens.h5, OUT, ...
 What cannot run here is listed in NOT_RUN with the reason; its options are still parsed (the command with --help behind it).
 """
+import json
 import os
 import random
 import re
@@ -108,8 +109,20 @@ def make_template():
     os.symlink(f"{root}/scripts", f"{template}/scripts")
 
 
+def wait_for_jobs():
+    """Until the daemon works on none: an example that does not wait still writes to what the next one submits."""
+    for _ in range(600):
+        jobs = json.loads(must([qalib, "jobs", "--json"]))["jobs"]
+        if all(job["state"] in ("SUCCEEDED", "FAILED", "CANCELLED", "PAUSED") for job in jobs):
+            return
+        time.sleep(0.1)
+    raise AssertionError("a job does not end")
+
+
 def fresh(line):
     """The template once more, without what the example makes."""
+    if line.startswith("qalib submit"):
+        wait_for_jobs()
     shutil.rmtree(here, ignore_errors=True)
     must(["cp", "-r", "--reflink=auto", template, here], cwd=top)  # no links: shells write into files
     made = re.search(r"^qalib (quantize|export|submit|sbatch|calibrate).* (?:-o|-w) (\S+)", line)

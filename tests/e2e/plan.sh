@@ -20,7 +20,7 @@ for name in llama-3-8b llama-3-70b qwen2.5-7b qwen2.5-72b; do
 done
 
 big=(--config llama-2-70b/config.json --samples 512 --seqlen 2048)
-expect 71 "device memory: 344.240 GB are needed, 141.000 GB are there" plan "${big[@]}" --gpu h200
+expect 71 "device memory: 349.231 GB are needed, 141.000 GB are there" plan "${big[@]}" --gpu h200
 expect 71 "24.000 GB are there" plan "${big[@]}" --gpu rtx4090 --gpus 8
 expect 71 "host memory: " plan "${big[@]}" --gpu h200 --gpus 8 --max-host-mem 1GB
 expect 78 "llama.cpp" plan "${big[@]}" --gpu h200 --gpus 8 --target llama.cpp
