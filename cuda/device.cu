@@ -221,6 +221,19 @@ ql_status ql_cuda_stream(const ql_ctx *ctx, void **stream) {
     return QL_OK;
 }
 
+ql_status ql_cuda_idle(ql_ctx *ctx, bool *idle) {
+    ql_cuda *gpu;
+    QL_TRY(ql_cuda_use(ctx, &gpu));
+    cudaError_t error = cudaStreamQuery(gpu->stream);
+    *idle = error == cudaSuccess;
+    if (error == cudaErrorNotReady) {
+        cudaGetLastError(); /* an answer, which the next launch would take for its failure */
+        return QL_OK;
+    }
+    CUDA_TRY_AS(error, "cudaStreamQuery");
+    return QL_OK;
+}
+
 /* ---- indices ------------------------------------------------------------------------------------------------------------- */
 
 static __global__ void find_outside_kernel(const int32_t *row, int64_t count, int64_t low, int64_t limit,

@@ -24,8 +24,8 @@ typedef struct record {
 } record;
 
 struct ql_comm {
-    const ql_transport *transport;
-    void *state;
+    const ql_transport *transport, *control; /* control: beside NCCL, else NULL */
+    void *state, *control_state;
     int rank, size, node_rank, on_node;
     double seconds, started;
     uint32_t number;
@@ -156,8 +156,10 @@ static void nap(int polls) {
 }
 
 static ql_status missed(ql_comm *c, const char *what, int rank, double seconds) {
+    char who[32] = "another rank"; /* in the middle of a message nobody may know which */
+    if (rank >= 0) snprintf(who, sizeof who, "rank %d", rank);
     ql_status status =
-        ql_fail(QL_INTERRUPTED, "rank %d has been missing for %.0f s in step %u, \"%s\"; the job can be resumed", rank,
+        ql_fail(QL_INTERRUPTED, "%s has been missing for %.0f s in step %u, \"%s\"; the job can be resumed", who,
                 seconds, c->number, what);
     write_record(c, ql_last_error());
     ql_comm_fail(c, status);
@@ -302,6 +304,80 @@ ql_status ql_comm_agree(ql_comm *comm, const char *what, const char *text) {
     ql_mfree(all);
     return status;
 }
+
+/* ---- through the GPUs ------------------------------------------------------------------------------------------------------- */
+
+/* What each rank tells the others about itself: whether it can, and why not. */
+typedef struct offer {
+    ql_nccl_id id; /* of rank 0 */
+    int status;
+    char why[256];
+} offer;
+
+static void answer(offer *mine, ql_status status) {
+    mine->status = (int)status;
+    snprintf(mine->why, sizeof mine->why, "%s", status == QL_OK ? "" : ql_last_error());
+}
+
+/* The first rank that cannot, or -1. */
+static ql_status compare_offers(ql_comm *c, offer *all, int *unable) {
+    size_t begin[QL_RANKS_MAX + 1];
+    for (int r = 0; r <= c->size; r++) begin[r] = (size_t)r * sizeof *all;
+    QL_TRY(ql_comm_gather(c, "NCCL", begin, all));
+    *unable = -1;
+    for (int r = c->size - 1; r >= 0; r--) {
+        all[r].why[sizeof all[r].why - 1] = 0;
+        if (all[r].status != QL_OK) *unable = r;
+    }
+    return QL_OK;
+}
+
+static ql_status go_without(const ql_comm *c, ql_level level, const offer *all, int unable) {
+    if (c->transport->small)
+        return ql_fail(QL_DEVICE, "torchrun's processes need NCCL, or start with mpirun -n %d: rank %d: %s", c->size,
+                       unable, all[unable].why);
+    ql_log(level, "messages go through %s: rank %d: %s", ql_comm_name(c), unable, all[unable].why);
+    return QL_OK;
+}
+
+static ql_status connect_gpus(ql_comm *c, ql_ctx *ctx, offer *all) {
+    offer *mine = &all[c->rank];
+    void *state = NULL;
+    int unable;
+    bool gpu = ql_ctx_stream(ctx) != NULL;
+    answer(mine, !gpu ? ql_fail(QL_DEVICE, "no GPU") : c->rank == 0 ? ql_nccl_make_id(&mine->id) : ql_nccl_load());
+    QL_TRY(compare_offers(c, all, &unable));
+    if (unable >= 0) return go_without(c, gpu ? QL_INFO : QL_DEBUG, all, unable);
+    answer(mine, ql_nccl_open(ctx, &all[0].id, c->rank, c->size, c->transport, c->state, &state));
+    bool open = mine->status == QL_OK;
+    ql_status status = compare_offers(c, all, &unable);
+    if (status == QL_OK && unable < 0) {
+        c->control = c->transport, c->control_state = c->state;
+        c->transport = &ql_nccl, c->state = state;
+        return QL_OK;
+    }
+    if (open) ql_nccl_close(state);
+    return status != QL_OK ? status : go_without(c, QL_WARNING, all, unable);
+}
+
+ql_status ql_comm_use_device(ql_comm *comm, ql_ctx *ctx) {
+    if (!comm) return QL_OK;
+    offer *all = ql_malloc((size_t)comm->size * sizeof *all);
+    if (!all) return ql_fail(QL_NOMEM, "no memory for the ranks");
+    memset(all, 0, (size_t)comm->size * sizeof *all);
+    ql_status status = connect_gpus(comm, ctx, all);
+    ql_mfree(all);
+    return status;
+}
+
+void ql_comm_leave_device(ql_comm *comm) {
+    if (!comm || !comm->control) return;
+    ql_nccl_close(comm->state);
+    comm->transport = comm->control, comm->state = comm->control_state;
+    comm->control = NULL;
+}
+
+/* ---- the end ---------------------------------------------------------------------------------------------------------------- */
 
 ql_status ql_comm_close(ql_comm *comm) {
     ql_status status = QL_OK;

@@ -14,6 +14,7 @@
 
 #include <stdbool.h>
 
+#include "host/qalib.h"
 #include "host/status.h"
 
 enum { QL_RANKS_MAX = 64 };
@@ -32,6 +33,11 @@ int ql_comm_size(const ql_comm *comm);
 int ql_comm_size_of_node(const ql_comm *comm); /* ranks on this machine */
 int ql_comm_rank_of_node(const ql_comm *comm); /* among them */
 const char *ql_comm_name(const ql_comm *comm); /* of the transport */
+
+/* All ranks together, each with its context: if each has a GPU of its own, messages go through NCCL from here to ql_comm_leave_device,
+ * which must come before the context is closed.  Else all stays as it is. */
+ql_status ql_comm_use_device(ql_comm *comm, ql_ctx *ctx);
+void ql_comm_leave_device(ql_comm *comm);
 
 typedef struct ql_message {
     int rank; /* to or from; not this one */

@@ -118,8 +118,8 @@ static void loopback_close(void *of, bool failed, int exit_code) {
     ql_mfree(h);
 }
 
-static const ql_transport loopback = {"loopback",    loopback_start, loopback_poll, loopback_stop,
-                                      loopback_tell, loopback_hear,  loopback_close};
+static const ql_transport loopback = {"loopback",    loopback_start, loopback_poll,  loopback_stop,
+                                      loopback_tell, loopback_hear,  loopback_close, false};
 
 ql_status ql_comm_open_loopback(int size, double seconds, ql_comm *comms[]) {
     hub *h = ql_malloc(sizeof *h);

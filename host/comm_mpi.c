@@ -138,7 +138,7 @@ static void mpi_close(void *of, bool failed, int exit_code) {
     MPI_Finalize();
 }
 
-static const ql_transport mpi = {"MPI", mpi_start, mpi_poll, mpi_stop, mpi_tell, mpi_hear, mpi_close};
+static const ql_transport mpi = {"MPI", mpi_start, mpi_poll, mpi_stop, mpi_tell, mpi_hear, mpi_close, false};
 
 ql_status ql_comm_open_mpi(double seconds, ql_comm **comm) {
     int provided, rank, size, node[2];

@@ -21,6 +21,7 @@ typedef struct ql_transport {
     void (*tell)(void *state, const ql_note *note);
     bool (*hear)(void *state, ql_note *note); /* true: one has come */
     void (*close)(void *state, bool failed, int exit_code);
+    bool small; /* only what fits into a few kilobytes: the rest needs NCCL */
 } ql_transport;
 
 /* A rank of `size` on a started transport. */
@@ -30,6 +31,19 @@ ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int
 
 /* host/comm_mpi.c: NULL where the build has no MPI. */
 ql_status ql_comm_open_mpi(double seconds, ql_comm **comm);
+
+/* host/comm_nccl.c: messages of ranks that each have a GPU.  QL_DEVICE where the build or the machine has none. */
+typedef struct ql_nccl_id {
+    char bytes[128];
+} ql_nccl_id;
+
+extern const ql_transport ql_nccl; /* without close: its end is ql_nccl_close */
+ql_status ql_nccl_load(void);
+ql_status ql_nccl_make_id(ql_nccl_id *id); /* on one rank, for all */
+/* All ranks together.  control: started, with `under` its state; it goes on telling who has come and who has failed. */
+ql_status ql_nccl_open(ql_ctx *ctx, const ql_nccl_id *id, int rank, int size, const ql_transport *control, void *under,
+                       void **state);
+void ql_nccl_close(void *state);
 
 /* host/comm_loopback.c: `size` ranks for as many threads of this process; the last to close frees what they share. */
 ql_status ql_comm_open_loopback(int size, double seconds, ql_comm *comms[]);

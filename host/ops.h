@@ -6,6 +6,8 @@
 #ifndef HOST_OPS_H
 #define HOST_OPS_H
 
+#include <stdbool.h>
+
 #include "host/replay.h"
 
 struct ql_arena;
@@ -72,6 +74,7 @@ struct ql_choices;
     X(unpin, (ql_ctx * ctx, void *host))                                                                               \
     X(upload_beside, (ql_ctx * ctx, void *device, const void *host, size_t bytes))                                     \
     X(stream, (const ql_ctx *ctx, void **stream))                                                                      \
+    X(idle, (ql_ctx * ctx, bool *idle)) /* does not wait for the stream */                                             \
     X(copy, (ql_ctx * ctx, void *to, const void *from, size_t bytes))                                                  \
     X(facts, (ql_ctx * ctx, ql_facts * facts))                                                                         \
     X(replay_open, (ql_replay * replay))                                                                               \

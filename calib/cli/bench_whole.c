@@ -157,6 +157,6 @@ ql_status cli_bench_whole(const cli *args) {
     ql_status status = ql_arena_open(NULL, &arena);
     if (status == QL_OK) status = what ? block_of(args, ctx, arena) : rates(args, ctx, arena);
     if (status == QL_OK || arena) ql_arena_close(arena);
-    ql_ctx_close(ctx);
+    cli_close_ctx(ctx);
     return status;
 }

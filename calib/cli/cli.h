@@ -60,8 +60,9 @@ ql_status cli_recipe_over(const cli *args, recipe *r); /* the last two steps alo
 /* Which statistics --statistics, the scheme and the recipe ask for, of rows or (from_store) of --stats; QL_USAGE for what cannot be. */
 ql_status cli_statistics(const cli *args, const char *scheme, const recipe *r, bool from_store, statistics_mode *mode);
 
-/* Opens the context that --device and --threads ask for. */
+/* Opens the context that --device and --threads ask for, through which ranks with a GPU each send their messages. */
 ql_status cli_open_ctx(const cli *args, ql_ctx **ctx);
+void cli_close_ctx(ql_ctx *ctx); /* NULL is allowed */
 /* Joins the other processes that a launcher has started with this one; NULL: there are none.  cli_main tells them how it ends.  Messages
  * of the ranks behind 0 are left out, and the processors of a machine are shared between its ranks. */
 ql_status cli_open_ranks(const cli *args, ql_comm **comm);
@@ -107,6 +108,7 @@ const char *cli_device_of_rank(const char *device, char own[32]); /* of several 
 int cli_threads_of_rank(void);                                    /* 0: as many as there are processors */
 bool cli_is_spokesman(void);                                      /* of all ranks: messages are its business */
 void cli_tell_ranks(ql_status status);
+ql_status cli_use_device(ql_ctx *ctx);
 ql_status cli_close_ranks(void); /* after everything was said: may end the process */
 
 void cli_catch_signals(void);

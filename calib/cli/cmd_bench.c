@@ -237,7 +237,7 @@ static ql_status run(const cli *args) {
     if (status == QL_OK) status = cli_open_ctx(args, &out.ctx);
     if (status == QL_OK) status = measure(args, &r, arena, &out);
     progress_close(out.p);
-    ql_ctx_close(out.ctx);
+    cli_close_ctx(out.ctx);
     ql_arena_close(arena);
     return status;
 }

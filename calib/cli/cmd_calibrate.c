@@ -46,7 +46,7 @@ static ql_status run(const cli *args) {
                (long long)json_integer_value(json_object_get(report, "n_tokens")),
                (long long)json_integer_value(json_object_get(report, "n_seq")));
     json_decref(report);
-    ql_ctx_close(ctx);
+    cli_close_ctx(ctx);
     return status;
 }
 

@@ -97,7 +97,7 @@ static ql_status run(const cli *args) {
     else if (status == QL_OK) print_table(&result);
     model_close(&base);
     model_close(&m);
-    ql_ctx_close(ctx);
+    cli_close_ctx(ctx);
     ql_arena_close(host);
     return status;
 }

@@ -60,7 +60,7 @@ static ql_status run(const cli *args) {
     if (status == QL_OK && cli_has(args, "json")) status = print_json(&result, n_ids, &m, ctx);
     else if (status == QL_OK) print_text(&result, n_ids);
     model_close(&m);
-    ql_ctx_close(ctx);
+    cli_close_ctx(ctx);
     ql_arena_close(arena);
     return status;
 }

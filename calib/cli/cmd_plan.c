@@ -149,7 +149,7 @@ static ql_status choose_device(inputs *in) {
     if (!in->request.gpu) {
         QL_TRY(cli_open_ctx(in->args, &ctx));
         in->request.gpu = strncmp(ql_ctx_device(ctx), "cuda", 4) == 0;
-        ql_ctx_close(ctx);
+        cli_close_ctx(ctx);
     }
     in->request.threads = threads;
     if (in->request.gpu) plan_gpu_rates(in->gpu ? in->gpu : plan_find_gpu("h100"), &in->rates);

@@ -191,7 +191,7 @@ static ql_status run(const cli *args) {
         if (status == QL_OK && !cli_has(args, "json")) print_result(&o.request[i], o.report[i]);
         json_decref(o.report[i]);
     }
-    ql_ctx_close(ctx);
+    cli_close_ctx(ctx);
     ql_arena_close(arena);
     return status;
 }

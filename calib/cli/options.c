@@ -276,7 +276,12 @@ ql_status cli_open_ctx(const cli *args, ql_ctx **ctx) {
     char own[32];
     int64_t threads = cli_threads_of_rank();
     QL_TRY(cli_int(args, "threads", 0, 4096, &threads));
-    return ql_ctx_open(cli_device_of_rank(device ? device : "auto", own), (int)threads, ctx);
+    QL_TRY(ql_ctx_open(cli_device_of_rank(device ? device : "auto", own), (int)threads, ctx));
+    ql_status status = cli_use_device(*ctx);
+    if (status == QL_OK) return QL_OK;
+    ql_ctx_close(*ctx);
+    *ctx = NULL;
+    return status;
 }
 
 progress_style cli_progress(const cli *args) {

@@ -40,6 +40,13 @@ const char *cli_device_of_rank(const char *device, char own[32]) {
     return own;
 }
 
+ql_status cli_use_device(ql_ctx *ctx) { return ql_comm_use_device(ranks, ctx); }
+
+void cli_close_ctx(ql_ctx *ctx) {
+    ql_comm_leave_device(ranks);
+    ql_ctx_close(ctx);
+}
+
 bool cli_is_spokesman(void) { return ql_comm_rank(ranks) == 0; }
 
 void cli_tell_ranks(ql_status status) { ql_comm_fail(ranks, status); }

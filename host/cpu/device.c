@@ -99,3 +99,9 @@ ql_status ql_cpu_stream(const ql_ctx *ctx, void **stream) {
     *stream = NULL;
     return QL_OK;
 }
+
+ql_status ql_cpu_idle(ql_ctx *ctx, bool *idle) {
+    (void)ctx;
+    *idle = true;
+    return QL_OK;
+}

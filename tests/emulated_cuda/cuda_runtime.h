@@ -158,6 +158,7 @@ enum cudaError_t {
     cudaErrorInsufficientDriver = 35,
     cudaErrorNoDevice = 100,
     cudaErrorECCUncorrectable = 214,
+    cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700,
     cudaErrorAssert = 710,
     cudaErrorHardwareStackError = 714,
@@ -202,7 +203,9 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **entry, uns
                                              cudaDriverEntryPointQueryResult *result);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+extern "C" void emulated_beside(int (*busy)(void));
 /* Time is what the emulated libraries say that their work took, and a microsecond for each block of a kernel. */
 typedef struct emulated_event *cudaEvent_t;
 extern double emulated_ms;
