@@ -270,7 +270,7 @@ none_left() { # once the job is over, nobody of it lives
     for ((i = 0; i < 100; i++)); do kill -0 $ranks 2>/dev/null || return 0; sleep 0.05; done
     fail "ranks outlived their job: $ranks"
 }
-if command -v mpirun >/dev/null && ldd "$qalib" | grep -q libmpi; then
+if command -v mpirun >/dev/null && [[ $(ldd "$qalib") == *libmpi* ]]; then
     start --hang-timeout 600
     id=$(submit ranks-killed --ranks 2 --comm-timeout 20)
     until_ranks "$id" 1 1

@@ -4,7 +4,7 @@
 source "$(dirname "$0")/../e2e_lib.sh"
 export OMP_WAIT_POLICY=passive # more threads than processors: nobody spins
 
-if ! command -v mpirun >/dev/null || ! ldd "$qalib" | grep -q libmpi; then
+if ! command -v mpirun >/dev/null || [[ $(ldd "$qalib") != *libmpi* ]]; then
     echo "skip: MPI was not found: one rank only"
     exit 0
 fi
