@@ -84,6 +84,17 @@ static long launched_by_mpi(void) {
     return getenv("PMIX_RANK") ? (number_of("SLURM_STEP_NUM_TASKS") > 0 ? number_of("SLURM_STEP_NUM_TASKS") : 1) : 0;
 }
 
+/* torchrun's processes have no MPI: without NCCL nobody carries what they compute. */
+static ql_status open_torchrun(long ranks, double seconds, ql_comm **comm) {
+    char why[256];
+    if (ql_nccl_load() == QL_OK) return ql_comm_open_torchrun(seconds, comm);
+    snprintf(why, sizeof why, "%s", ql_last_error());
+    return ql_fail(QL_DEVICE,
+                   "RANK and WORLD_SIZE say that torchrun started %ld processes, but messages need MPI here (%s): "
+                   "start with mpirun -n %ld or srun --mpi=pmix",
+                   ranks, why, ranks);
+}
+
 ql_status ql_comm_open(double seconds, ql_comm **comm) {
     long mpi = launched_by_mpi(), torch = getenv("RANK") ? number_of("WORLD_SIZE") : 0,
          slurm = number_of("SLURM_STEP_NUM_TASKS");
@@ -92,11 +103,7 @@ ql_status ql_comm_open(double seconds, ql_comm **comm) {
         return ql_fail(QL_MISMATCH, "MPI's variables say %ld ranks, WORLD_SIZE says %ld: unset one of them", mpi,
                        torch);
     if (mpi > 1) return ql_comm_open_mpi(seconds, comm);
-    if (torch > 1)
-        return ql_fail(QL_DEVICE,
-                       "RANK and WORLD_SIZE say that torchrun started %ld processes, but messages need MPI here: start "
-                       "with mpirun -n %ld or srun --mpi=pmix",
-                       torch, torch);
+    if (torch > 1) return open_torchrun(torch, seconds, comm);
     if (slurm > 1)
         return ql_fail(QL_DEVICE, "srun started %ld tasks without MPI: use srun --mpi=pmix (srun --mpi=list shows it)",
                        slurm);

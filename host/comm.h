@@ -21,8 +21,8 @@ enum { QL_RANKS_MAX = 64 };
 
 typedef struct ql_comm ql_comm;
 
-/* By the variables of the launcher: mpirun, srun --mpi=pmix.  If there is none, *comm is NULL, which everything here takes for one rank.  QL_DEVICE if several processes were started
- * (torchrun's variables too) but nothing here can carry their messages, QL_MISMATCH if variables contradict each other.
+/* By the variables of the launcher: mpirun, srun --mpi=pmix, torchrun (where there is NCCL, and a GPU for each).  If there is none, *comm
+ * is NULL, which everything here takes for one rank.  QL_DEVICE if several processes were started but nothing here can carry their messages, QL_MISMATCH if variables contradict each other.
  * seconds: how long to wait for another rank before the job ends. */
 ql_status ql_comm_open(double seconds, ql_comm **comm);
 /* After success everybody waits for everybody, as long as it takes; after a failure briefly, then the job is torn down. */

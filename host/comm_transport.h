@@ -32,6 +32,9 @@ ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int
 /* host/comm_mpi.c: NULL where the build has no MPI. */
 ql_status ql_comm_open_mpi(double seconds, ql_comm **comm);
 
+/* host/comm_tcp.c: by torchrun's variables.  Small messages only. */
+ql_status ql_comm_open_torchrun(double seconds, ql_comm **comm);
+
 /* host/comm_nccl.c: messages of ranks that each have a GPU.  QL_DEVICE where the build or the machine has none. */
 typedef struct ql_nccl_id {
     char bytes[128];

@@ -53,4 +53,14 @@ if grep -q 'LOCAL MEMORY' "$out/table"; then
     echo "cuda: kernels above use local memory"
     exit 1
 fi
+# The calls of NCCL, and the fake ones of the tests, as the real header declares them.
+nccl=${QALIB_NCCL_INCLUDE:-$(dirname "$(dirname "$(command -v nvcc)")")/include}
+if [ -e "$nccl/nccl.h" ]; then
+    for file in host/comm_nccl.c tests/fake_nccl/fake_nccl.c; do
+        gcc -std=c17 -D_GNU_SOURCE -DQL_NCCL -I. -isystem "$nccl" -isystem "$(dirname "$(dirname "$(command -v nvcc)")")/include" -Wall -Wextra -Werror -fsyntax-only "$file"
+    done
+    echo "nccl: both files fit NCCL $(awk '/define NCCL_(MAJOR|MINOR|PATCH)/ { printf "%s%s", dot, $3; dot = "." }' "$nccl/nccl.h")"
+else
+    echo "nccl: skipped, no nccl.h beside nvcc or in QALIB_NCCL_INCLUDE (a PyPI wheel of nvidia-nccl-cu12 carries one)"
+fi
 echo "cuda: $(wc -l <"$out/table") kernels for two architectures, no spills, no local memory"

@@ -8,7 +8,7 @@ if [ ! -x "$emulated" ] || [ ! -e "$build/fake_nccl/libnccl.so.2" ]; then
     echo "skip: no C++ compiler, so no emulated CUDA backend"
     exit 0
 fi
-if ! command -v mpirun >/dev/null || ! ldd "$emulated" | grep -q libmpi; then
+if ! command -v mpirun >/dev/null || [[ $(ldd "$emulated") != *libmpi* ]]; then
     echo "skip: MPI was not found: one rank only"
     exit 0
 fi
@@ -46,4 +46,43 @@ FAKE_NCCL=stall:1 ranks 2 stalled "${rtn[@]}" --comm-timeout 2 || code=$?
 [ "$code" -eq 75 ] || said "stalled: exit code $code"
 grep -q 'rank 1 has been missing for 2 s' "$tmp/stderr" || said "stalled: nobody misses rank 1"
 holds "$tmp/stalled.work/flight-rank-0.json" 'j["transport"] == "NCCL" and j["steps"][-1]["done_s"] is None'
-echo "nccl: two and four ranks, refused, stalled"
+
+# ---- torchrun's variables, without MPI ------------------------------------------------------------------------------------------
+export MASTER_ADDR=127.0.0.1 MASTER_PORT LD_LIBRARY_PATH="$build/fake_nccl${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+MASTER_PORT=$((20000 + $$ % 10000))
+# torchrun N RANKS NAME OPTIONS...: starts RANKS (a list) of N; codes in $codes, what they say in stderr.RANK
+torchrun() {
+    local n=$1 list=$2 name=$3 rank pids=()
+    shift 3
+    codes=
+    for rank in $list; do
+        RANK=$rank WORLD_SIZE=$n LOCAL_RANK=$rank LOCAL_WORLD_SIZE=$n timeout -k 1 "${limit:-60}" "$emulated" quantize --device cuda:0 -m "$tmp/model" \
+            -o "$tmp/$name" "${rtn[@]}" --threads 1 --progress none "$@" >/dev/null 2>"$tmp/stderr.$rank" &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do
+        local code=0
+        wait "$pid" 2>/dev/null || code=$?
+        codes+=" $code"
+    done
+    cat "$tmp"/stderr.* >"$tmp/stderr"
+}
+for n in 2 4; do
+    torchrun "$n" "$(seq -s ' ' 0 $((n - 1)))" "torch-$n"
+    [ -z "${codes//[ 0]/}" ] || said "torchrun, $n ranks: exit codes$codes"
+    same_files "$tmp/rtn" "$tmp/torch-$n"
+done
+
+# A rank that never comes; one that stands still in the middle of a message, and has to be killed.
+torchrun 3 "0 2" late --comm-timeout 2
+[ "$codes" = " 75 75" ] && grep -q 'rank 1 has not come to 127.0.0.1 for 2 s' "$tmp/stderr" || said "torchrun: exit codes$codes without rank 1"
+limit=8 FAKE_NCCL=stall:1 torchrun 2 "0 1" stalled-torch --comm-timeout 2
+[ "$codes" = " 75 137" ] && grep -q 'rank 1 has been missing for 2 s' "$tmp/stderr" || said "torchrun: exit codes$codes, rank 1 stands still"
+
+# Nothing carries what is computed without NCCL, or without a GPU.
+rm -f "$tmp"/stderr.*
+FAKE_NCCL=refuse torchrun 2 "0 1" refused-torch
+[ "$codes" = " 69 69" ] && grep -q 'need NCCL.*Duplicate GPU detected' "$tmp/stderr" || said "torchrun, refused: exit codes$codes"
+torchrun 2 "0 1" cpu --device cpu
+[ "$codes" = " 69 69" ] && grep -q 'need NCCL.*rank 0: no GPU' "$tmp/stderr" || said "torchrun on the processor: exit codes$codes"
+echo "nccl: two and four ranks under MPI and torchrun, refused, stalled, missing"
