@@ -73,6 +73,17 @@ for n in 2 4; do
     same_files "$tmp/rtn" "$tmp/torch-$n"
 done
 
+# Somebody else who knocks at rank 0's port before rank 1 does is sent away.
+torchrun 2 0 knocked &
+for _ in $(seq 500); do
+    ! (printf 'GET / HTTP/1.0\r\n\r\n%0100d' 0 >"/dev/tcp/127.0.0.1/$((MASTER_PORT + 1))") 2>/dev/null || break
+    sleep 0.02
+done
+torchrun 2 1 knocked
+wait
+[ "$codes" = " 0" ] || said "torchrun, a stranger: exit code$codes"
+same_files "$tmp/rtn" "$tmp/knocked"
+
 # A rank that never comes; one that stands still in the middle of a message, and has to be killed.
 torchrun 3 "0 2" late --comm-timeout 2
 [ "$codes" = " 75 75" ] && grep -q 'rank 1 has not come to 127.0.0.1 for 2 s' "$tmp/stderr" || said "torchrun: exit codes$codes without rank 1"
