@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What plan says a job needs, beside what the job took:  perf/check_plan.sh [BUILD]      (default: build/cpu)
-# Memory beyond 15 % is a failure.  With rates measured by qalib bench --rates, also the time, which only a quiet machine can tell: printed.
+# Memory beyond 15 %, and beyond 10 MB, which small jobs have in odds and ends, is a failure.  With rates measured by qalib bench --rates, also the time, which only a quiet machine can tell: printed.
 # Needs the demo model; a model four times as wide is made.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -32,7 +32,8 @@ spent = report["environment"]
 ratio = plan["peak_host_bytes"] / spent["peak_host_bytes"]
 print(f"{name:22} {plan['peak_host_bytes'] / 1e6:9.1f} {spent['peak_host_bytes'] / 1e6:9.1f} {ratio:6.2f}   "
       f"{plan['seconds']:8.1f} {spent['seconds']:8.1f} {plan['seconds'] / spent['seconds']:6.2f}   {plan['rates_source']}")
-sys.exit(not 0.85 <= ratio <= 1.15 or plan["output_bytes"] != report["output_bytes"])
+small = abs(plan["peak_host_bytes"] - spent["peak_host_bytes"]) <= 10e6
+sys.exit(not (small or 0.85 <= ratio <= 1.15) or plan["output_bytes"] != report["output_bytes"])
 PY
 }
 

@@ -76,21 +76,31 @@ def axes(points):
     return place, lines
 
 
+def label(name, x, y, colour, taken):
+    """Beside its point where nothing else is, as near as it goes; a point in a crowd has its name when it is pointed at."""
+    width = 6.2 * len(name)
+    for drop in (0, -12, 12, -24, 24, -36, 36, -48, 48):
+        for side, left in (("start", x + 9), ("end", x - 9 - width)):
+            box = (left, y + drop - 6, left + width, y + drop + 6)
+            inside = LEFT < box[0] and box[2] < WIDTH - RIGHT and TOP < box[1] and box[3] < HEIGHT - BOTTOM
+            if not inside or any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
+                continue
+            taken.append(box)
+            at = left if side == "start" else left + width
+            line = f'<path d="M{x} {y}L{at} {y + drop}" stroke="{colour}" stroke-width="0.5"/>' if abs(drop) > 12 else ""
+            return f'{line}<text x="{at:.1f}" y="{y + drop + 4:.1f}" text-anchor="{side}" fill="{colour}">{name}</text>'
+    return ""
+
+
 def draw(points, path):
     points = [p for p in points if p["kld"] > 1e-7]  # a logarithm has no place for what loses nothing
     place, lines = axes(points)
     formats = sorted({p["format"] for p in points})
-    taken = []
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in (place(p["bits"], p["kld"]) for p in points)]
     for p in sorted(points, key=lambda p: p["kld"]):
         x, y = place(p["bits"], p["kld"])
         colour = COLOURS[formats.index(p["format"]) % len(COLOURS)]
-        side, at = ("start", x + 8) if x < WIDTH - 190 else ("end", x - 8)
-        line = y + 4
-        while any(abs(line - other) < 12 and abs(at - far) < 150 for far, other in taken):
-            line -= 12
-        taken.append((at, line))
-        lines.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>'
-                     f'<text x="{at}" y="{line}" text-anchor="{side}" fill="{colour}">{p["name"]}</text>')
+        lines.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"><title>{p["name"]}</title></circle>' + label(p["name"], x, y, colour, taken))
     for i, name in enumerate(formats):
         lines.append(f'<text x="{WIDTH - RIGHT - 4}" y="{TOP + 14 + 16 * i}" text-anchor="end" '
                      f'fill="{COLOURS[i % len(COLOURS)]}">&#9679; {name}</text>')
