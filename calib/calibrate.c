@@ -31,15 +31,6 @@ static void calibration_close(calibration *c) {
 
 static bool leads(const calibration *c) { return ql_comm_rank(c->request->comm) == 0; }
 
-/* Where each rank leaves its last steps if the ranks lose each other. */
-static ql_status record_steps(calibration *c) {
-    char *path;
-    QL_TRY(ql_arena_format(c->host, &path, "%s/flight-rank-%d.json", c->request->work_dir,
-                           ql_comm_rank(c->request->comm)));
-    ql_comm_record(c->request->comm, path);
-    return QL_OK;
-}
-
 static ql_status open_journal(ql_ctx *ctx, calibration *c) {
     json_t *fingerprint;
     QL_TRY(fingerprint_calibrate(ctx, &c->model, &c->tokens, c->request, &fingerprint));
@@ -54,7 +45,7 @@ static ql_status open_journal(ql_ctx *ctx, calibration *c) {
     QL_TRY(ql_comm_broadcast(c->request->comm, "layers done", 0, state, sizeof state));
     c->done = state[0];
     c->finished = state[1];
-    return record_steps(c);
+    return ranks_record(c->request->comm, c->request->work_dir, c->host);
 }
 
 static ql_status calibration_open(ql_ctx *ctx, calibration *c) {

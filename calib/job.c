@@ -149,15 +149,6 @@ static ql_status write_outputs(job *j) {
     return QL_OK;
 }
 
-/* Where each rank leaves its last steps if the ranks lose each other. */
-static ql_status record_steps(job *j) {
-    char *path;
-    QL_TRY(ql_arena_format(j->host, &path, "%s/flight-rank-%d.json", j->request->work_dir,
-                           ql_comm_rank(j->request->comm)));
-    ql_comm_record(j->request->comm, path);
-    return QL_OK;
-}
-
 static ql_status run(ql_ctx *ctx, job *j, const quantize_request requests[]) {
     bool complete = true;
     QL_TRY(ql_arena_open(NULL, &j->host));
@@ -166,7 +157,7 @@ static ql_status run(ql_ctx *ctx, job *j, const quantize_request requests[]) {
     QL_TRY(open_parts(ctx, j, requests));
     for (int i = 0; i < j->count; i++) complete = complete && part_is_complete(&j->parts[i]);
     if (complete) return QL_OK;
-    QL_TRY(record_steps(j));
+    QL_TRY(ranks_record(j->request->comm, j->request->work_dir, j->host));
     QL_TRY(open_engine(ctx, j));
     progress_style style = ql_comm_rank(j->request->comm) == 0 ? j->request->progress : PROGRESS_NONE;
     QL_TRY(progress_open(style, "quantize", j->model.config.layers + 1, &j->progress));

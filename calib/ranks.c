@@ -251,3 +251,10 @@ ql_status ranks_gather_panels(ql_comm *comm, const char *what, int64_t n, size_t
     for (int r = 0; r <= ql_comm_size(comm); r++) begin[r] = (size_t)panel_at(comm, n, r) * size;
     return ql_comm_gather(comm, what, begin, all);
 }
+
+ql_status ranks_record(ql_comm *comm, const char *dir, ql_arena *arena) {
+    char *path;
+    QL_TRY(ql_arena_format(arena, &path, "%s/flight-rank-%d.json", dir, ql_comm_rank(comm)));
+    ql_comm_record(comm, path);
+    return QL_OK;
+}

@@ -23,6 +23,8 @@ ql_status ranks_join_tree(ql_comm *comm, tree *t);
 /* The rest of a capture: number of tokens, smallest and largest values, counts. */
 ql_status ranks_join_extremes(ql_comm *comm, ql_ctx *ctx, capture *c);
 /* The sum of everyone's number. */
+/* Where each rank leaves its last steps if the ranks lose each other: DIR/flight-rank-N.json.  The name lives in `arena`. */
+ql_status ranks_record(ql_comm *comm, const char *dir, ql_arena *arena);
 ql_status ranks_sum(ql_comm *comm, const char *what, int64_t *number);
 
 /* Who factors the statistics of an input: the largest go first, each to the rank with the least to do. */

@@ -93,6 +93,8 @@ int cli_main(const cli_command *const commands[], int argc, char *const argv[]);
 ql_status cli_parse(const cli_command *command, int argc, char *const argv[], ql_arena *arena, cli **args);
 
 extern const cli_option cli_common_options[]; /* every command takes them; ends with a NULL name */
+/* What --progress and --log-format take; NULL ends them. */
+extern const char *const cli_progress_choices[], *const cli_log_formats[];
 /* What the statuses mean to a shell, the same code several times in a row; ends with a NULL text. */
 typedef struct cli_exit {
     int code;

@@ -11,15 +11,14 @@ typedef enum value_kind { FREE, FILES, DIRS, WORDS } value_kind;
 /* The words that an option takes, where they are few and fixed; else NULL. */
 static const char *const *words_of(const cli_option *o) {
     static const char *const devices[] = {"auto", "cpu", "cuda", "cuda:0", NULL}, *const on_off[] = {"on", "off", NULL};
-    static const char *const styles[] = {"auto", "bar", "plain", "none", NULL}, *const logs[] = {"text", "json", NULL};
     static const struct {
         const char *name;
         const char *const *words;
     } known[] = {{"scheme", scheme_names},
                  {"format", output_format_names},
                  {"device", devices},
-                 {"progress", styles},
-                 {"log-format", logs}};
+                 {"progress", cli_progress_choices},
+                 {"log-format", cli_log_formats}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (strcmp(o->name, known[i].name) == 0) return known[i].words;
     return strcmp(o->argument, "on|off") == 0 ? on_off : NULL;

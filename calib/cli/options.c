@@ -32,7 +32,8 @@ const cli_option cli_common_options[] = {
     {"help", 'h', NULL, false, "this text"},
     {0},
 };
-static const char *const progress_choices[] = {"auto", "bar", "plain", "none", NULL};
+const char *const cli_progress_choices[] = {"auto", "bar", "plain", "none", NULL};
+const char *const cli_log_formats[] = {"text", "json", NULL};
 
 /* ---- finding -------------------------------------------------------------------------------------------------------- */
 
@@ -143,12 +144,11 @@ static ql_status check_complete(const cli *args) {
 
 /* Common options are checked for every command, whether it uses them or not. */
 static ql_status check_common(const cli *args) {
-    static const char *const formats[] = {"text", "json", NULL};
     int64_t threads;
     int choice;
     QL_TRY(cli_int(args, "threads", 0, 4096, &threads));
-    QL_TRY(cli_choice(args, "log-format", formats, &choice));
-    return cli_choice(args, "progress", progress_choices, &choice);
+    QL_TRY(cli_choice(args, "log-format", cli_log_formats, &choice));
+    return cli_choice(args, "progress", cli_progress_choices, &choice);
 }
 
 ql_status cli_parse(const cli_command *command, int argc, char *const argv[], ql_arena *arena, cli **out) {
@@ -289,6 +289,6 @@ progress_style cli_progress(const cli *args) {
     if (ql_log_is_json()) return PROGRESS_JSON;
     static const progress_style styles[] = {PROGRESS_NONE, PROGRESS_BAR, PROGRESS_PLAIN, PROGRESS_NONE};
     int choice = 0;
-    (void)cli_choice(args, "progress", progress_choices, &choice); /* checked when the line was parsed */
+    (void)cli_choice(args, "progress", cli_progress_choices, &choice); /* checked when the line was parsed */
     return choice == 0 ? progress_auto() : styles[choice];
 }
