@@ -271,9 +271,23 @@ static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, 
     return linear_set_quantized(&result->module[id], e->weights, &b->lin[id]);
 }
 
+/* Room for the factor of an input that several linears have. */
+static ql_status open_factor(engine *e, site_id site, const module_rule *rules, const capture *input,
+                             shared_factor *f) {
+    int64_t k = site_width(&e->model->config, site);
+    int users = 0;
+    for (linear_id id = 0; id < LINEARS; id++)
+        users += linear_site[id] == site && !rules[id].skip && rules[id].method == METHOD_GPTQ;
+    *f = (shared_factor){0};
+    if (e->recipe->literature || !input || !ql_is_present(input->hessian)) return QL_OK;
+    return users > 1 ? ql_arena_mat(e->scratch, QL_F32, k, k, &f->r) : QL_OK;
+}
+
 /* The linears behind one point, or behind all of them when they share no order. */
 static ql_status solve_site(engine *e, block *b, int64_t layer, site_id site, const module_rule *rules,
                             const capture *input, const drift *d, layer_result *result) {
+    ql_mark mark = ql_arena_mark(e->scratch);
+    shared_factor factor;
     linear_job job = {
         .ctx = e->ctx,
         .device = e->scratch,
@@ -286,7 +300,9 @@ static ql_status solve_site(engine *e, block *b, int64_t layer, site_id site, co
         .n_seq = e->data ? e->data->leaves.rows - e->samples_skipped : 0,
         .comm = e->comm,
         .owner = ranks_owner(e->comm, &e->model->config, site),
+        .factor = &factor,
     };
+    QL_TRY(open_factor(e, site, rules, input, &factor));
     job.rule = e->recipe->base;
     if (job.rule.group == GROUP_TENSOR) {
         job.name = site_names[site];
@@ -296,6 +312,7 @@ static ql_status solve_site(engine *e, block *b, int64_t layer, site_id site, co
         job.rule = rules[id];
         if (linear_site[id] == site && !rules[id].skip) QL_TRY(solve_linear(e, b, layer, id, job, result));
     }
+    ql_arena_release(e->scratch, mark);
     return QL_OK;
 }
 

@@ -224,6 +224,7 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
         .recipe = job->recipe,
         .comm = comm,
         .owner = job->owner,
+        .factor = job->factor,
         .all = lin->w.rows,
         .first = mine.first,
         .n = mine.count,

@@ -20,6 +20,7 @@ typedef struct linear_job {
     int64_t n_seq;             /* sequences behind them */
     ql_comm *comm;             /* NULL: one rank */
     int owner;                 /* the rank that factors the statistics */
+    shared_factor *factor;     /* of the input, for its linears one after the other */
     float largest; /* what weights that share a tensor's scale reach to (linear_tensor_range); GROUP_TENSOR alone */
 } linear_job;
 

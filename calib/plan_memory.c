@@ -22,15 +22,23 @@ static const int moment_of[PLAN_PHASES] = {
     [PLAN_SOLVE] = SOLVING,  [PLAN_REFINE] = SOLVING,     [PLAN_LOSS] = SOLVING,          [PLAN_WRITE] = WRITING,
 };
 
-/* One linear, beside its statistics.  Per weight: codes 1, their values 4, the answer and the target of the drift 4 each. */
-static double solve_bytes(const plan_request *r, double n, double k) {
+static bool feeds_several(site_id site) {
+    int linears = 0;
+    for (linear_id id = 0; id < LINEARS; id++) linears += linear_site[id] == site;
+    return linears > 1;
+}
+
+/* One linear, beside its statistics.  Per weight: codes 1, their values 4, the answer and the target of the drift 4 each.  The factor
+ * stays where other linears have the same input. */
+static double solve_bytes(const plan_request *r, site_id site, double n, double k) {
     double weights = n * k, square = k * k, target = plan_follows_original(r) ? 4 * weights : 0;
     if (!plan_needs_hessian(r)) return (1 + 4) * weights;
     if (r->recipe->literature)
         return weights + plan_larger(8 * (square + weights), 4 * weights); /* factor and W in double */
-    double factor = 4 * square + target;                                   /* R, the answer */
     double compare = (1 + 4) * weights; /* nearest rounding's codes, and the values of either */
-    return weights + target + plan_larger(factor, compare);
+    double answer = target, factor = 4 * square;
+    if (feeds_several(site)) return weights + target + factor + plan_larger(answer, compare);
+    return weights + target + plan_larger(factor + answer, compare);
 }
 
 /* The largest tensor that is not quantized: as it is read, or in FP32 beside the blocks that it becomes. */
@@ -75,7 +83,7 @@ static void largest_site(const plan_request *r, const plan_sizes *s, double *col
         linear_shape(r->config, id, &n, &k);
         double statistics = statistics_bytes(r, s, linear_site[id]), rows = ceil((double)n / s->ranks);
         *collecting = plan_larger(*collecting, statistics + tree_bytes(r, s, linear_site[id]));
-        *solving = plan_larger(*solving, statistics + solve_bytes(r, rows, (double)k));
+        *solving = plan_larger(*solving, statistics + solve_bytes(r, linear_site[id], rows, (double)k));
     }
 }
 

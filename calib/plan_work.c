@@ -18,9 +18,23 @@ static void count_linear(const plan_request *r, const module_rule *rule, double 
     }
     p->phases[PLAN_GRID].flops += search; /* nearest rounding, to compare with */
     p->phases[PLAN_LOSS].flops += 4 * n * k * k;
-    p->phases[PLAN_FACTOR].flops += k * k * k / 3;
     p->phases[PLAN_REFINE].flops += 2 * n * k * k * (double)(r->recipe->refine + 1);
     if (plan_follows_original(r)) p->phases[PLAN_TARGET].flops += 4 * n * k * k;
+}
+
+/* A factor serves all linears behind one input. */
+static void count_factors(const plan_request *r, plan *p) {
+    if (!plan_needs_hessian(r) || r->recipe->literature) return;
+    for (int64_t layer = 0; layer < r->config->layers; layer++) {
+        bool counted[SITES] = {false};
+        for (linear_id id = 0; id < LINEARS; id++) {
+            const module_rule *rule = modules_rule(r->modules, layer, id);
+            double k = (double)site_width(r->config, linear_site[id]);
+            if (rule->skip || rule->method != METHOD_GPTQ || counted[linear_site[id]]) continue;
+            counted[linear_site[id]] = true;
+            p->phases[PLAN_FACTOR].flops += k * k * k / 3;
+        }
+    }
 }
 
 /* Rows through the blocks: once, or twice when a block is solved as a whole from what is quantized before it.  Nobody computes what
@@ -66,6 +80,7 @@ static void count_amounts(const plan_request *r, const plan_sizes *s, plan *p) {
         linear_shape(r->config, (linear_id)(i % LINEARS), &n, &k);
         if (!r->modules->rules[i].skip) count_linear(r, &r->modules->rules[i], (double)n, (double)k, p);
     }
+    count_factors(r, p);
     if (plan_has_rows(r)) count_forward(r, s, p);
     count_links(r, s, p);
 }
@@ -78,11 +93,7 @@ static double factor_share(const plan_request *r, const plan_sizes *s) {
     double cost[SITES], load[SITES] = {0}, sum = 0, most = 0;
     if (!plan_at_once(r)) return 1;
     int ranks = s->ranks < SITES ? (int)s->ranks : SITES;
-    for (site_id site = 0; site < SITES; site++) cost[site] = 0;
-    for (linear_id id = 0; id < LINEARS; id++) {
-        double k = (double)site_width(r->config, linear_site[id]);
-        cost[linear_site[id]] += k * k * k;
-    }
+    for (site_id site = 0; site < SITES; site++) cost[site] = pow((double)site_width(r->config, site), 3);
     for (int i = 0; i < SITES; i++) {
         int largest = 0, least = 0;
         for (int site = 1; site < SITES; site++)

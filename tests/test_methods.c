@@ -1,4 +1,4 @@
-/* Methods in whole jobs on tiny models: HQQ, the key/value cache in FP8, and what goes together. */
+/* Methods in whole jobs on tiny models: HQQ, the key/value cache in FP8, what goes together, and what linears share. */
 #include "tests/test.h"
 
 #include <math.h>
@@ -54,6 +54,68 @@ static void hqq_needs_no_data(void **state) {
         clear(&p);
     }
     if (!(kl[1] > 0 && kl[1] < 1.5 * kl[0])) fail_msg("KL %g, nearest rounding %g", kl[1], kl[0]);
+    place_close(&p);
+}
+
+/* ---- GPTQ ------------------------------------------------------------------------------------------------------------------ */
+
+static double flops_of(const json_t *report, const char *name) {
+    const json_t *p, *all = json_object_get(json_object_get(report, "environment"), "phases");
+    size_t i;
+    json_array_foreach(all, i, p) {
+        if (strcmp(json_string_value(json_object_get(p, "name")), name) == 0)
+            return json_number_value(json_object_get(p, "flops"));
+    }
+    fail_msg("no phase \"%s\"", name);
+    return 0;
+}
+
+static void *read_weight(const place *p, const char *name, uint64_t *size) {
+    checkpoint *ck;
+    void *data;
+    assert_ok(checkpoint_open(p->out, &ck));
+    const st_tensor *t = checkpoint_find(ck, name);
+    assert_non_null(t);
+    *size = t->size;
+    assert_ok(ql_take(p->arena, 1, t->size, &data));
+    assert_ok(checkpoint_read(ck, t, data));
+    checkpoint_close(ck);
+    return data;
+}
+
+/* q, k and v have one input, gate and up another: four factors per block, not seven.  Without q, k and gate there are as many, and v and
+ * up, which computed none before, become the same bytes with their own.  Statistics are those of the original model, so that no linear
+ * hangs on another. */
+static void linears_of_one_input_share_its_factor(void **state) {
+    (void)state;
+    static const char *const text = "version: 1\noverrides:\n- {match: '(q|k|gate)_proj', skip: true}\n";
+    static const char *const names[] = {"self_attn.v_proj", "mlp.up_proj"};
+    make_model m = make_tiny(ARCH_LLAMA);
+    place p = place_open(&m);
+    const double h = (double)m.hidden, mlp = (double)m.intermediate, attn = (double)(m.heads * m.head_dim);
+    const double factors = (2 * h * h * h + mlp * mlp * mlp + attn * attn * attn) / 3;
+    void *weight[2][4];
+    uint64_t size[2][4];
+    for (int alone = 0; alone < 2; alone++) {
+        quantize_request r = place_request(&p, 4);
+        if (alone) assert_ok(recipe_parse("r.yaml", text, strlen(text), p.arena, &r.recipe));
+        r.recipe.base.group = 32;
+        r.format = OUTPUT_COMPRESSED, r.mode = STATISTICS_FP;
+        json_t *report = place_quantize(&p, &r);
+        double spent = flops_of(report, "factor"), expected = (double)m.layers * factors;
+        if (fabs(spent / expected - 1) > 1e-12) fail_msg("%g operations, expected %g", spent, expected);
+        json_decref(report);
+        for (int i = 0; i < 4; i++) {
+            char name[64];
+            snprintf(name, sizeof name, "model.layers.%d.%s.weight_packed", i / 2, names[i % 2]);
+            weight[alone][i] = read_weight(&p, name, &size[alone][i]);
+        }
+        clear(&p);
+    }
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(size[0][i], size[1][i]);
+        assert_memory_equal(weight[0][i], weight[1][i], size[0][i]);
+    }
     place_close(&p);
 }
 
@@ -284,6 +346,7 @@ static void cache_is_refused_where_it_cannot_be(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hqq_needs_no_data),
+        cmocka_unit_test(linears_of_one_input_share_its_factor),
         cmocka_unit_test(static_inputs_by_every_calibrator),
         cmocka_unit_test(static_ranges_follow_smoothing),
         cmocka_unit_test(inputs_with_zero_points),

@@ -31,21 +31,27 @@ static ql_status climb_ladder(const linear_problem *p, ql_mat r, double *damp) {
 }
 
 /* Its owner factors H for all ranks; that it cannot be factored is an answer too. */
-static ql_status factor(const linear_problem *p, ql_mat r, double *damp) {
+static ql_status compute_factor(const linear_problem *p, shared_factor *f) {
     struct {
         double damp, failed;
     } answer = {0, 0};
     if (ql_comm_rank(p->comm) == p->owner) {
-        ql_status status = climb_ladder(p, r, damp);
+        ql_status status = climb_ladder(p, f->r, &f->damp);
         if (status != QL_OK && status != QL_NUMERIC) return status;
-        answer.damp = *damp, answer.failed = status != QL_OK;
+        answer.damp = f->damp, answer.failed = status != QL_OK;
     }
     phases_enter(p->phases, PHASE_RANKS, 0);
     QL_TRY(ql_comm_broadcast(p->comm, "damping", p->owner, &answer, sizeof answer));
-    *damp = answer.damp;
-    if (answer.failed > 0)
-        return ql_fail(QL_NUMERIC, "the statistics are not positive definite with damping %g", *damp);
-    return ranks_send(p->comm, p->ctx, "factor", p->owner, r);
+    f->damp = answer.damp, f->failed = answer.failed > 0;
+    if (!f->failed) QL_TRY(ranks_send(p->comm, p->ctx, "factor", p->owner, f->r));
+    f->known = true;
+    return QL_OK;
+}
+
+static ql_status factor(const linear_problem *p, shared_factor *f) {
+    if (!ql_is_present(f->r)) QL_TRY(ql_arena_mat(p->device, QL_F32, p->k, p->k, &f->r));
+    if (!f->known) QL_TRY(compute_factor(p, f));
+    return f->failed ? ql_fail(QL_NUMERIC, "the statistics are not positive definite with damping %g", f->damp) : QL_OK;
 }
 
 /* p->w becomes the target T. */
@@ -71,18 +77,20 @@ ql_status method_gptq(linear_problem *p, ql_grid *grid, ql_mat codes, linear_rec
     const ql_grid_rule rule = {.symmetric = p->recipe->symmetric, .search = p->recipe->scale_search != SEARCH_OFF};
     double per_sweep = 2.0 * (double)p->n * (double)p->k * (double)p->k;
     bool follows = p->drift && p->recipe->drift > 0;
-    ql_mat r, target;
+    ql_mat target;
+    shared_factor *f = p->factor;
     record->method = method_names[METHOD_GPTQ];
     if (follows) QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &target));
     ql_mark mark = ql_arena_mark(p->device);
-    QL_TRY(ql_arena_mat(p->device, QL_F32, p->k, p->k, &r));
-    QL_TRY(factor(p, r, &record->damp));
-    if (follows) QL_TRY(follow_original(p, r, target));
+    ql_status status = factor(p, f);
+    record->damp = f->damp;
+    QL_TRY(status);
+    if (follows) QL_TRY(follow_original(p, f->r, target));
     phases_enter(p->phases, PHASE_GRID, 0);
     QL_TRY(ql_grid_search(p->ctx, p->w, p->importance, &rule, grid));
     phases_enter(p->phases, PHASE_SOLVE, per_sweep / 2);
-    QL_TRY(ql_gptq(p->ctx, p->w, r, p->order, grid, codes));
-    ql_arena_release(p->device, mark); /* refining needs as much as the factor did */
+    QL_TRY(ql_gptq(p->ctx, p->w, f->r, p->order, grid, codes));
+    ql_arena_release(p->device, mark); /* refining needs as much as a factor of its own did */
     phases_enter(p->phases, PHASE_REFINE, per_sweep * (double)(p->recipe->refine + 1));
     return ql_refine(p->ctx, p->w, p->h, record->damp * p->mean_diagonal, (int)p->recipe->refine, grid, codes);
 }

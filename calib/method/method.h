@@ -7,22 +7,32 @@
 #include "calib/recipe.h"
 #include "host/comm.h"
 
+/* The factor of one input's statistics, for all linears behind it, which have its damping and its order of the columns in common: the
+ * first computes it and its owner sends it, the others find it. */
+typedef struct shared_factor {
+    ql_mat r;    /* F32 [k][k]; absent at first where there is one linear: it takes r from its scratch */
+    bool known;  /* computed, or in vain */
+    bool failed; /* not positive definite at any damping */
+    double damp;
+} shared_factor;
+
 typedef struct linear_problem {
     ql_ctx *ctx;
     ql_arena *device; /* scratch: released by the caller */
     phases *phases;
     const recipe *recipe;
-    ql_comm *comm;        /* NULL: one rank */
-    int owner;            /* the rank that factors h */
-    int64_t all, first;   /* rows of the whole weight; the first of ours */
-    int64_t n, k;         /* our rows, perhaps none */
-    ql_mat w;             /* F32 [n][k], to be approximated; a method may put a better target in its place */
-    ql_mat h;             /* [k][k] upper triangle, F32 (F64 in literature mode), sum of x x^T; absent: no data */
-    double h_scale;       /* literature: 2 / n_seq */
-    const drift *drift;   /* NULL: not measured */
-    ql_mat importance;    /* F32 [1][k], diagonal of H; absent without data */
-    ql_mat order;         /* I32 [1][k], order of the columns; absent: as they come */
-    double mean_diagonal; /* of the live columns */
+    ql_comm *comm;         /* NULL: one rank */
+    int owner;             /* the rank that factors h */
+    shared_factor *factor; /* of h */
+    int64_t all, first;    /* rows of the whole weight; the first of ours */
+    int64_t n, k;          /* our rows, perhaps none */
+    ql_mat w;              /* F32 [n][k], to be approximated; a method may put a better target in its place */
+    ql_mat h;              /* [k][k] upper triangle, F32 (F64 in literature mode), sum of x x^T; absent: no data */
+    double h_scale;        /* literature: 2 / n_seq */
+    const drift *drift;    /* NULL: not measured */
+    ql_mat importance;     /* F32 [1][k], diagonal of H; absent without data */
+    ql_mat order;          /* I32 [1][k], order of the columns; absent: as they come */
+    double mean_diagonal;  /* of the live columns */
 } linear_problem;
 
 /* Rows of a weight are independent given its statistics.  What is computed from several rows at once, a product or a sum, is computed
