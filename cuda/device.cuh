@@ -25,7 +25,7 @@ typedef struct product_choice {
     struct {
         int64_t m, n, k, lda, ldb, ldc;
         uint32_t align_a, align_b, align_c;
-        int32_t dtype, trans_a, trans_b, accumulate;
+        int32_t dtype, dtype_c, trans_a, trans_b, accumulate;
     } key;
     cublasLtMatmulAlgo_t algorithm;
 } product_choice;
@@ -60,7 +60,7 @@ static inline size_t ql_cuda_piece(size_t *total, size_t bytes) {
     return start;
 }
 
-/* c = alpha op(a) op(b) + beta c, all F32 or all F64, row-major; op is the transpose where trans_* says so. */
+/* c = alpha op(a) op(b) + beta c, all F32 or all F64, or a and b BF16 and c F32 or BF16; row-major; op is the transpose where trans_* says so. */
 ql_status ql_cuda_product(ql_cuda *gpu, double alpha, ql_mat a, bool trans_a, ql_mat b, bool trans_b, double beta,
                           ql_mat c);
 

@@ -1,6 +1,7 @@
 /* Following the full-precision model: how two streams of activations go together, and solutions with the factor of H.
  *
- * c[a][b] += y[m][a]^T x[m][b] is one dense product.
+ * c[a][b] += y[m][a]^T x[m][b] is one dense product; in BF16 one per RUN tokens, since tensor cores cut sums off instead of rounding them
+ * (cuda/syrk_sm90.cu).
  *
  * x (P (H + shift I) P^T) = b with the upper triangular R of cuda/factor.cu: first y R^T = b from the last column to the first,
  * then z R = y from the first to the last, BLOCK columns at a time.  A product with the columns that are solved takes their part
@@ -8,12 +9,17 @@
  * the order of the factor.   Twin: host/cpu/drift.c. */
 #include "cuda/device.cuh"
 
-enum { BLOCK = 128, PER_LANE = BLOCK / WARP, WARPS = 8, THREADS = 256 };
+enum { BLOCK = 128, PER_LANE = BLOCK / WARP, WARPS = 8, THREADS = 256, RUN = 2048 };
 
 ql_status ql_cuda_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
-    return ql_cuda_product(gpu, 1, y, true, x, false, 1, c);
+    const int64_t run = x.dtype == QL_BF16 && x.rows > RUN ? RUN : x.rows;
+    for (int64_t row = 0; row < x.rows; row += run) {
+        const int64_t rows = x.rows - row < run ? x.rows - row : run;
+        QL_TRY(ql_cuda_product(gpu, 1, ql_rows(y, row, rows), true, ql_rows(x, row, rows), false, 1, c));
+    }
+    return QL_OK;
 }
 
 static __global__ void permute_kernel(ql_mat from, const int32_t *order, bool back, ql_mat to) {

@@ -73,7 +73,7 @@ static __global__ void moments_kernel(ql_mat x, double *sum_sq, double *sum_abs,
     double square = 0, sum = 0;
     float low = INFINITY, high = -INFINITY;
     for (int64_t row = part; column < x.cols && row < x.rows; row += SHARE) {
-        float value = row_of<float>(x, row)[column];
+        float value = value_at(x, row, column);
         square += (double)value * value;
         sum += fabs((double)value);
         low = fminf(low, value);
@@ -106,9 +106,8 @@ ql_status ql_cuda_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, 
 
 /* Integer atomics: any order gives the same counts. */
 static __global__ void abs_hist_kernel(ql_mat x, unsigned long long *count) {
-    const float *row = row_of<float>(x, blockIdx.x);
     for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
-        atomicAdd(&count[ql_f32_to_bf16(fabsf(row[j])) & 0x7fff], 1ull);
+        atomicAdd(&count[ql_f32_to_bf16(fabsf(value_at(x, blockIdx.x, j))) & 0x7fff], 1ull);
 }
 
 ql_status ql_cuda_abs_hist(ql_ctx *ctx, ql_mat x, ql_mat count) {

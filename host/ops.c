@@ -58,11 +58,12 @@ static ql_status check_grid(const char *name, const ql_grid *grid, int64_t n, in
 /* ---- forward pass -------------------------------------------------------------------------------------------------------- */
 
 ql_status ql_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y) {
-    QL_TRY(check_mat("gemm: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_activations("gemm: x", x, ANY, ANY));
     QL_TRY(check_positive("gemm: columns of x", x.cols));
-    QL_TRY(check_mat("gemm: w", w, QL_F32, ANY, x.cols));
+    QL_TRY(check_mat("gemm: w", w, x.dtype, ANY, x.cols));
     QL_TRY(check_optional("gemm: bias", bias, QL_F32, 1, w.rows));
-    QL_TRY(check_mat("gemm: y", y, QL_F32, x.rows, w.rows));
+    if (x.dtype == QL_BF16) QL_TRY(check_activations("gemm: y", y, x.rows, w.rows));
+    else QL_TRY(check_mat("gemm: y", y, QL_F32, x.rows, w.rows));
     return y.rows && y.cols ? ctx->ops->gemm(ctx, x, w, bias, y) : QL_OK;
 }
 
@@ -91,7 +92,7 @@ ql_status ql_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_mat y) 
     if (x.cols % weight.cols)
         return ql_fail(QL_INVALID, "rmsnorm: x has %lld columns, expected a multiple of %lld, the columns of weight",
                        (long long)x.cols, (long long)weight.cols);
-    QL_TRY(check_mat("rmsnorm: y", y, x.dtype, x.rows, x.cols));
+    QL_TRY(check_activations("rmsnorm: y", y, x.rows, x.cols));
     return y.rows && y.cols ? ctx->ops->rmsnorm(ctx, x, weight, eps, y) : QL_OK;
 }
 
@@ -168,7 +169,8 @@ ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
 ql_status ql_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
     if (x.dtype == QL_F64) QL_TRY(check_mat("add: x", x, QL_F64, ANY, ANY));
     else QL_TRY(check_activations("add: x", x, ANY, ANY));
-    QL_TRY(check_mat("add: y", y, x.dtype, x.rows, x.cols));
+    if (x.dtype == QL_F32) QL_TRY(check_activations("add: y", y, x.rows, x.cols));
+    else QL_TRY(check_mat("add: y", y, x.dtype, x.rows, x.cols));
     return x.rows && x.cols ? ctx->ops->add(ctx, x, alpha, y) : QL_OK;
 }
 
@@ -195,7 +197,7 @@ ql_status ql_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
 }
 
 ql_status ql_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max) {
-    QL_TRY(check_mat("moments: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_activations("moments: x", x, ANY, ANY));
     QL_TRY(check_mat("moments: sum_sq", sum_sq, QL_F64, 1, x.cols));
     QL_TRY(check_mat("moments: sum_abs", sum_abs, QL_F64, 1, x.cols));
     QL_TRY(check_mat("moments: min", min, QL_F32, 1, x.cols));
@@ -204,14 +206,14 @@ ql_status ql_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_ma
 }
 
 ql_status ql_abs_hist(ql_ctx *ctx, ql_mat x, ql_mat count) {
-    QL_TRY(check_mat("abs_hist: x", x, QL_F32, ANY, ANY));
+    QL_TRY(check_activations("abs_hist: x", x, ANY, ANY));
     QL_TRY(check_mat("abs_hist: count", count, QL_U64, 1, 32768));
     return x.rows && x.cols ? ctx->ops->abs_hist(ctx, x, count) : QL_OK;
 }
 
 ql_status ql_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c) {
-    QL_TRY(check_mat("cross: y", y, QL_F32, ANY, ANY));
-    QL_TRY(check_mat("cross: x", x, QL_F32, y.rows, ANY));
+    QL_TRY(check_activations("cross: y", y, ANY, ANY));
+    QL_TRY(check_mat("cross: x", x, y.dtype, y.rows, ANY));
     QL_TRY(check_mat("cross: c", c, QL_F32, y.cols, x.cols));
     return x.rows && x.cols && y.cols ? ctx->ops->cross(ctx, y, x, c) : QL_OK;
 }

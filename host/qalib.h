@@ -167,19 +167,21 @@ QL_API void *ql_ctx_stream(const ql_ctx *ctx);
 
 /* ---- forward pass ----------------------------------------------------------------------------------------------------- */
 
-/* y = x w^T + bias.   x [m][k] F32, w [n][k] F32, bias [1][n] F32 or absent, y [m][n] F32; FP32 accumulation, never TF32. */
+/* y = x w^T + bias.   x [m][k], w [n][k] and y [m][n] F32, never TF32; or x and w BF16 and y F32 or BF16, rounded once, after the bias.
+ * bias [1][n] F32 or absent.  FP32 accumulation, no sum split over threads or blocks. */
 QL_API ql_status ql_gemm(ql_ctx *ctx, ql_mat x, ql_mat w, ql_mat bias, ql_mat y);
 
 /* The same with a quantized weight, which is expanded tile by tile, never as a whole. */
 QL_API ql_status ql_qgemm(ql_ctx *ctx, ql_mat x, const ql_qweight *w, ql_mat bias, ql_mat y);
 
-/* The next six operations take activations in F32 or, all of them, in BF16: computed in F32, rounded once when they are stored. */
+/* The next six operations take activations in F32 or BF16, of one type where nothing else is said: computed in F32, rounded once
+ * when they are stored. */
 
 /* x[i] = table[ids[i]].   table [v][h], x [m][h] F32 or BF16, ids [1][m] I32 in 0 .. v-1. */
 QL_API ql_status ql_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x);
 
 /* y = x / sqrt(mean(x^2) + eps) * weight, over runs of `weight.cols` values: a row may hold several heads.
- * x, y [m][heads * d] F32 or BF16, weight [1][d] F32; y may be x. */
+ * x, y [m][heads * d], each F32 or BF16, weight [1][d] F32; y may be x. */
 QL_API ql_status ql_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_mat y);
 
 /* Rotary embedding in place, the halves of a head paired (Hugging Face order).   x [m][heads * d] F32 or
@@ -205,7 +207,7 @@ QL_API ql_status ql_attention_cached(ql_ctx *ctx, ql_mat q, ql_mat k, ql_mat v, 
 /* y = gate / (1 + exp(-gate)) * up, all [m][f] F32 or BF16; y may be gate. */
 QL_API ql_status ql_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y);
 
-/* x += alpha y, both [m][h] F32, BF16 or F64; y may be x. */
+/* x += alpha y, both [m][h] F32, BF16 or F64, or x F32 and y BF16; y may be x. */
 QL_API ql_status ql_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y);
 
 /* dst = src, between F32, F16, BF16 and F64, to nearest even; out of range becomes infinite. */
@@ -220,14 +222,14 @@ QL_API ql_status ql_find_nonfinite(ql_ctx *ctx, ql_mat x, int64_t *index);
  * F64 (products and sums then in double). */
 QL_API ql_status ql_hessian(ql_ctx *ctx, ql_mat x, ql_mat h);
 
-/* C += Y^T X.   y [m][a], x [m][b], c [a][b], all F32: how two streams of activations go together. */
+/* C += Y^T X: how two streams of activations go together.   y [m][a], x [m][b], both F32 or both BF16, whose products are exact in F32; c [a][b] F32. */
 QL_API ql_status ql_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c);
 
 /* Per input: sum of squares, sum of magnitudes, minimum and maximum, all updated in place.
- * x [m][k] F32; sum_sq, sum_abs [1][k] F64; min, max [1][k] F32, which start as +inf and -inf. */
+ * x [m][k] F32 or BF16; sum_sq, sum_abs [1][k] F64; min, max [1][k] F32, which start as +inf and -inf. */
 QL_API ql_status ql_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max);
 
-/* count[b] += number of x whose magnitude, rounded to BF16, has the bits b.   x [m][k] F32, count [1][32768] U64. */
+/* count[b] += number of x whose magnitude, rounded to BF16, has the bits b.   x [m][k] F32 or BF16, count [1][32768] U64. */
 QL_API ql_status ql_abs_hist(ql_ctx *ctx, ql_mat x, ql_mat count);
 
 /* ---- quantization ------------------------------------------------------------------------------------------------------ */

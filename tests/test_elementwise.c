@@ -85,7 +85,7 @@ static void elementwise_in_bf16(void **state) {
     assert_ok(ql_embed(b->ctx, dup, upload(b, integers(b, 5, ids)), drows));
     download(b, drows, rows);
     for (int64_t r = 0; r < 5; r++) assert_same_bits(ql_rows(rows, r, 1), ql_rows(up, ids[r], 1));
-    assert_refused(ql_add(b->ctx, dx, 1, dgate), QL_INVALID, "y: is BF16, expected F32");
+    assert_refused(ql_add(b->ctx, dgate, 1, dx), QL_INVALID, "y: is F32, expected BF16");
     assert_refused(ql_swiglu(b->ctx, dgate, dx, dgate), QL_INVALID, "up: is F32, expected BF16");
 }
 
@@ -100,10 +100,14 @@ static void add_rounds_twice(void **state) {
                 float term = (float)(factors[i] * ref_at(y, r, c));
                 ref_put(sum, r, c, ref_at(x, r, c) + term);
             }
-        ql_mat dx = upload(b, x);
+        ql_mat dx = upload(b, x), mixed = upload(b, x), half = narrowed(b, y);
+        assert_ok(ql_add(b->ctx, mixed, factors[i], upload(b, half))); /* BF16 on F32 */
         assert_ok(ql_add(b->ctx, dx, factors[i], upload(b, y)));
+        ql_mat expected = upload(b, x);
         download(b, dx, x);
         assert_same_bits(x, sum);
+        assert_ok(ql_add(b->ctx, expected, factors[i], upload(b, widened(b, half))));
+        assert_same_bits_on_device(b, mixed, expected);
     }
 }
 

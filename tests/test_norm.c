@@ -86,6 +86,26 @@ static void check_bf16_norm(backend *b, ql_mat half, int64_t d) {
     assert_same_bits(half, narrowed(b, x));
 }
 
+/* From F32 to BF16 and back: the bits of the F32 operation, rounded once or on widened values. */
+static void check_mixed_norm(backend *b, ql_mat x, int64_t d) {
+    ql_mat half = narrowed(b, x), wide = widened(b, half), dw = upload(b, normal(b, 1, d, 9));
+    ql_mat y = poisoned(b, QL_F32, x.rows, x.cols), dy = upload(b, y), dsame = upload(b, y);
+    ql_mat rounded = poisoned(b, QL_BF16, x.rows, x.cols), drounded = upload(b, rounded), dx = upload(b, x);
+    assert_ok(ql_rmsnorm(b->ctx, dx, dw, 1e-5f, dy));
+    assert_ok(ql_rmsnorm(b->ctx, dx, dw, 1e-5f, drounded));
+    download(b, dy, y);
+    download(b, drounded, rounded);
+    assert_same_bits(rounded, narrowed(b, y));
+    assert_ok(ql_rmsnorm(b->ctx, upload(b, wide), dw, 1e-5f, dy));
+    assert_ok(ql_rmsnorm(b->ctx, upload(b, half), dw, 1e-5f, dsame));
+    assert_same_bits_on_device(b, dy, dsame);
+}
+
+static void rmsnorm_between_types(void **state) {
+    check_mixed_norm(*state, outliers(*state, 65, 259, 3), 259);
+    check_mixed_norm(*state, normal(*state, 9, 5 * 24, 4), 24);
+}
+
 static void rmsnorm_in_bf16(void **state) {
     check_bf16_norm(*state, narrowed(*state, outliers(*state, 65, 259, 3)), 259);
     check_bf16_norm(*state, narrowed(*state, normal(*state, 9, 5 * 24, 4)), 24);
@@ -124,17 +144,25 @@ static void rope_refuses_what_does_not_fit(void **state) {
 static void rmsnorm_refuses_what_does_not_fit(void **state) {
     backend *b = *state;
     ql_mat x = upload(b, normal(b, 2, 12, 1)), w = upload(b, normal(b, 1, 5, 2));
+    ql_mat half = x;
+    half.dtype = QL_F16;
     assert_refused(ql_rmsnorm(b->ctx, x, w, 1e-5f, x), QL_INVALID, "multiple of 5");
+    assert_refused(ql_rmsnorm(b->ctx, x, ql_cols(w, 0, 4), 1e-5f, half), QL_INVALID, "y: is F16, expected F32");
     assert_refused(ql_rmsnorm(b->ctx, x, ql_cols(w, 0, 0), 1e-5f, x), QL_INVALID, "at least 1");
     assert_refused(ql_rmsnorm(b->ctx, x, ql_cols(w, 0, 4), 1e-5f, ql_rows(x, 0, 1)), QL_INVALID, "y: has 1 rows");
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rmsnorm_odd_sizes),    cmocka_unit_test(rmsnorm_per_head),
-        cmocka_unit_test(rmsnorm_extreme_rows), cmocka_unit_test(rmsnorm_refuses_what_does_not_fit),
-        cmocka_unit_test(rmsnorm_in_bf16),      cmocka_unit_test(rope_in_bf16),
-        cmocka_unit_test(rope_odd_sizes),       cmocka_unit_test(rope_refuses_what_does_not_fit),
+        cmocka_unit_test(rmsnorm_odd_sizes),
+        cmocka_unit_test(rmsnorm_per_head),
+        cmocka_unit_test(rmsnorm_extreme_rows),
+        cmocka_unit_test(rmsnorm_refuses_what_does_not_fit),
+        cmocka_unit_test(rmsnorm_in_bf16),
+        cmocka_unit_test(rmsnorm_between_types),
+        cmocka_unit_test(rope_in_bf16),
+        cmocka_unit_test(rope_odd_sizes),
+        cmocka_unit_test(rope_refuses_what_does_not_fit),
     };
     return run_on_backends(tests);
 }

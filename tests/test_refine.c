@@ -148,19 +148,37 @@ static void refine_is_the_same_for_any_number_of_threads(void **state) {
     assert_same_bits_on_device(b, first.dgrid.scale, second.dgrid.scale);
 }
 
-static void cross_adds_the_product(void **state) {
-    backend *b = *state;
-    ql_mat y = normal(b, 37, 300, 1), x = normal(b, 37, 270, 2), c = normal(b, 300, 270, 3), dc = upload(b, c);
-    ql_mat truth = poisoned_dense(b, QL_F64, 300, 270);
-    for (int64_t i = 0; i < 300; i++)
-        for (int64_t j = 0; j < 270; j++) {
+static void check_cross(backend *b, ql_mat y, ql_mat x, double bound) {
+    ql_mat c = normal(b, y.cols, x.cols, 3), dc = upload(b, c), again = upload(b, c);
+    ql_mat truth = poisoned_dense(b, QL_F64, c.rows, c.cols), dy = upload(b, y), dx = upload(b, x);
+    for (int64_t i = 0; i < c.rows; i++)
+        for (int64_t j = 0; j < c.cols; j++) {
             double sum = ref_at(c, i, j);
-            for (int64_t m = 0; m < 37; m++) sum += ref_at(y, m, i) * ref_at(x, m, j);
+            for (int64_t m = 0; m < x.rows; m++) sum += ref_at(y, m, i) * ref_at(x, m, j);
             ref_put(truth, i, j, sum);
         }
-    assert_ok(ql_cross(b->ctx, upload(b, y), upload(b, x), dc));
+    assert_ok(ql_cross(b->ctx, dy, dx, dc));
+    assert_ok(ql_cross(b->other, dy, dx, again));
     download(b, dc, c);
-    assert_close(c, truth, 1e-6); /* 37 terms in FP32 */
+    assert_close(c, truth, bound);
+    assert_same_bits_on_device(b, dc, again);
+}
+
+static void cross_adds_the_product(void **state) {
+    backend *b = *state;
+    check_cross(b, normal(b, 37, 300, 1), normal(b, 37, 270, 2), 1e-6); /* 37 terms in FP32 */
+}
+
+/* Of the same values in BF16 whose products are exact; equal signs, where sums that are cut off lose most, as for H. */
+static void cross_of_bf16(void **state) {
+    backend *b = *state;
+    check_cross(b, narrowed(b, normal(b, 37, 300, 1)), narrowed(b, normal(b, 37, 270, 2)), 1e-6);
+    ql_mat x = narrowed(b, normal(b, 4200, 23, 4)), y = narrowed(b, normal(b, 4200, 9, 5));
+    for (int64_t r = 0; r < x.rows; r++) {
+        for (int64_t c = 0; c < x.cols; c++) ref_put(x, r, c, fabs(ref_at(x, r, c)));
+        for (int64_t c = 0; c < y.cols; c++) ref_put(y, r, c, fabs(ref_at(y, r, c)));
+    }
+    check_cross(b, y, x, 1e-5);
 }
 
 /* x (H + shift I) must give b back. */
@@ -189,12 +207,16 @@ static void solve_inverts_the_damped_hessian(void **state) {
 static void refusals_name_the_operand(void **state) {
     backend *b = *state;
     ql_mat a = upload(b, normal(b, 4, 8, 1)), c = upload(b, normal(b, 5, 8, 1));
+    ql_mat half = upload(b, narrowed(b, normal(b, 4, 8, 1)));
     assert_refused(ql_cross(b->ctx, a, c, a), QL_INVALID, "cross: x");
+    assert_refused(ql_cross(b->ctx, half, a, a), QL_INVALID, "cross: x: is F32, expected BF16");
+    assert_refused(ql_cross(b->ctx, half, half, ql_cols(half, 0, 8)), QL_INVALID, "cross: c: is BF16, expected F32");
     assert_refused(ql_solve(b->ctx, a, c, ql_no_mat(), a), QL_INVALID, "solve: r");
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(cross_of_bf16),
         cmocka_unit_test(refine_ends_where_no_code_wants_to_move),
         cmocka_unit_test(refine_lowers_the_loss_of_every_shape),
         cmocka_unit_test(refine_respects_group_indices),

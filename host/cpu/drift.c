@@ -9,10 +9,10 @@
 #include "host/ops.h"
 
 /* As in hessian.c: large tiles are faster, but those of a narrow layer have to feed several threads. */
-enum { TILE = 256, NARROW = 512, NARROW_TILE = 128, PANEL = 64 };
+enum { TILE = 256, NARROW = 512, NARROW_TILE = 128, PANEL = 64, WIDENED = 512 };
 
 /* c += y^T x, in fixed tiles that the threads share.  Row-major c is column-major c^T += x^T y. */
-ql_status ql_cpu_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c) {
+static void add_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c) {
     const int64_t tile = c.rows > NARROW ? TILE : NARROW_TILE;
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)
     for (int64_t i = 0; i < c.rows; i += tile)
@@ -24,7 +24,32 @@ ql_status ql_cpu_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c) {
             sgemm_("N", "T", &cols, &rows, &depth, &one, (float *)x.data + j, &ldx, (float *)y.data + i, &ldy, &one,
                    (float *)c.data + i * c.ld + j, &ldc);
         }
+}
+
+/* BF16 is widened, WIDENED tokens of both at a time. */
+static ql_status add_cross_widened(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c, float *floats) {
+    for (int64_t first = 0; first < x.rows; first += WIDENED) {
+        const int64_t rows = ql_at_most(WIDENED, x.rows - first);
+        ql_mat wide_y = ql_mat_of(floats, QL_F32, rows, y.cols),
+               wide_x = ql_mat_of(floats + rows * y.cols, QL_F32, rows, x.cols);
+        QL_TRY(ql_cpu_convert(ctx, ql_rows(y, first, rows), wide_y));
+        QL_TRY(ql_cpu_convert(ctx, ql_rows(x, first, rows), wide_x));
+        add_cross(ctx, wide_y, wide_x, c);
+    }
     return QL_OK;
+}
+
+ql_status ql_cpu_cross(ql_ctx *ctx, ql_mat y, ql_mat x, ql_mat c) {
+    if (x.dtype == QL_F32) {
+        add_cross(ctx, y, x, c);
+        return QL_OK;
+    }
+    size_t bytes = (size_t)(ql_at_most(WIDENED, x.rows) * (y.cols + x.cols)) * sizeof(float);
+    float *floats = ql_malloc(bytes);
+    if (!floats) return ql_fail(QL_NOMEM, "cross: no memory for a panel of %zu bytes", bytes);
+    ql_status status = add_cross_widened(ctx, y, x, c, floats);
+    ql_mfree(floats);
+    return status;
 }
 
 /* Columns of some rows into the factor's order, and back. */

@@ -32,9 +32,10 @@ ql_status ql_cpu_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
     return QL_OK;
 }
 
-static inline void add_row(void *sum, const ql_dtype dtype, float alpha, const void *term, int64_t cols) {
+static inline void add_row(void *sum, const ql_dtype dtype, float alpha, const void *term, const ql_dtype term_dtype,
+                           int64_t cols) {
     for (int64_t i = 0; i < cols; i++)
-        ql_put_value(sum, dtype, i, ql_value(sum, dtype, i) + alpha * ql_value(term, dtype, i));
+        ql_put_value(sum, dtype, i, ql_value(sum, dtype, i) + alpha * ql_value(term, term_dtype, i));
 }
 
 static void add_row_f64(double *sum, float alpha, const double *term, int64_t cols) {
@@ -43,9 +44,12 @@ static void add_row_f64(double *sum, float alpha, const double *term, int64_t co
 
 ql_status ql_cpu_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
 #pragma omp parallel for schedule(static) num_threads(ctx->threads)
-    for (int64_t r = 0; r < x.rows; r++)
-        if (x.dtype == QL_F64) add_row_f64(ql_rows(x, r, 1).data, alpha, ql_rows(y, r, 1).data, x.cols);
-        else QL_BY_TYPE(x.dtype, add_row, ql_rows(x, r, 1).data, alpha, ql_rows(y, r, 1).data, x.cols);
+    for (int64_t r = 0; r < x.rows; r++) {
+        void *sum = ql_rows(x, r, 1).data, *term = ql_rows(y, r, 1).data;
+        if (x.dtype == QL_F64) add_row_f64(sum, alpha, term, x.cols);
+        else if (y.dtype == QL_F32) add_row(sum, QL_F32, alpha, term, QL_F32, x.cols);
+        else QL_BY_TYPE(x.dtype, add_row, sum, alpha, term, QL_BF16, x.cols);
+    }
     return QL_OK;
 }
 

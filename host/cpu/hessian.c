@@ -7,9 +7,8 @@
 #include <omp.h>
 
 #include "host/cpu/blas.h"
-#include "host/mat.h"
+#include "host/cpu/value.h"
 #include "host/mem.h"
-#include "host/num.h"
 #include "host/ops.h"
 
 /* 128 costs a tenth of the rate of 256, but one tile of 256 would leave a narrow layer to one thread.  perf/LOG.md, "hessian tiles". */
@@ -74,25 +73,28 @@ ql_status ql_cpu_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
 
 enum { RUN = 64 }; /* columns per run: a row of it is four cache lines, its sums 1.5 KiB */
 
-static void run_moments(ql_mat x, int64_t first, int64_t count, double *sum_sq, double *sum_abs, float *min,
-                        float *max) {
-    for (int64_t r = 0; r < x.rows; r++) {
-        const float *row = (const float *)x.data + r * x.ld + first;
+static inline void row_moments(const void *row, const ql_dtype dtype, int64_t count, double *sum_sq, double *sum_abs,
+                               float *min, float *max) {
 #pragma omp simd
-        for (int64_t c = 0; c < count; c++) {
-            double value = row[c];
-            sum_sq[c] += value * value;
-            sum_abs[c] += fabs(value);
-            min[c] = row[c] < min[c] ? row[c] : min[c];
-            max[c] = row[c] > max[c] ? row[c] : max[c];
-        }
+    for (int64_t c = 0; c < count; c++) {
+        float single = ql_value(row, dtype, c);
+        double value = single;
+        sum_sq[c] += value * value;
+        sum_abs[c] += fabs(value);
+        min[c] = single < min[c] ? single : min[c];
+        max[c] = single > max[c] ? single : max[c];
     }
+}
+
+static void run_moments(ql_mat x, double *sum_sq, double *sum_abs, float *min, float *max) {
+    for (int64_t r = 0; r < x.rows; r++)
+        QL_BY_TYPE(x.dtype, row_moments, ql_rows(x, r, 1).data, x.cols, sum_sq, sum_abs, min, max);
 }
 
 ql_status ql_cpu_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max) {
 #pragma omp parallel for schedule(dynamic) num_threads(ctx->threads)
     for (int64_t first = 0; first < x.cols; first += RUN)
-        run_moments(x, first, ql_at_most(RUN, x.cols - first), (double *)sum_sq.data + first,
+        run_moments(ql_cols(x, first, ql_at_most(RUN, x.cols - first)), (double *)sum_sq.data + first,
                     (double *)sum_abs.data + first, (float *)min.data + first, (float *)max.data + first);
     return QL_OK;
 }
@@ -102,11 +104,11 @@ ql_status ql_cpu_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, q
 enum { BINS = 32768 };
 
 /* The bits first, run by run: that loop vectorizes, the one with the counters cannot. */
-static void count_row(const float *row, int64_t cols, uint64_t *count) {
+static inline void count_row(const void *row, const ql_dtype dtype, int64_t cols, uint64_t *count) {
     uint16_t bits[RUN];
     for (int64_t first = 0; first < cols; first += RUN) {
         int64_t run = ql_at_most(RUN, cols - first);
-        for (int64_t c = 0; c < run; c++) bits[c] = ql_f32_to_bf16(fabsf(row[first + c]));
+        for (int64_t c = 0; c < run; c++) bits[c] = ql_f32_to_bf16(fabsf(ql_value(row, dtype, first + c)));
         for (int64_t c = 0; c < run; c++) count[bits[c]]++;
     }
 }
@@ -118,7 +120,7 @@ ql_status ql_cpu_abs_hist(ql_ctx *ctx, ql_mat x, ql_mat count) {
     memset(counts, 0, bytes);
 #pragma omp parallel for schedule(static) num_threads(ctx->threads)
     for (int64_t r = 0; r < x.rows; r++)
-        count_row((const float *)x.data + r * x.ld, x.cols, counts + (size_t)omp_get_thread_num() * BINS);
+        QL_BY_TYPE(x.dtype, count_row, ql_rows(x, r, 1).data, x.cols, counts + (size_t)omp_get_thread_num() * BINS);
     for (int t = 0; t < ctx->threads; t++)
         for (int b = 0; b < BINS; b++) total[b] += counts[(size_t)t * BINS + b];
     ql_mfree(counts);

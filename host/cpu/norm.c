@@ -6,12 +6,13 @@
 #include <math.h>
 
 /* y = x / sqrt(mean(x^2) + eps) * weight over d values; the sum in double, so that d does not enter the error. */
-static inline void norm_run(const void *x, const ql_dtype dtype, const float *weight, float eps, int64_t d, void *y) {
+static inline void norm_run(const void *x, const ql_dtype dtype, const float *weight, float eps, int64_t d, void *y,
+                            const ql_dtype y_dtype) {
     double sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < d; i++) sum += (double)ql_value(x, dtype, i) * ql_value(x, dtype, i);
     float inverse = (float)(1 / sqrt(sum / (double)d + eps));
-    for (int64_t i = 0; i < d; i++) ql_put_value(y, dtype, i, ql_value(x, dtype, i) * inverse * weight[i]);
+    for (int64_t i = 0; i < d; i++) ql_put_value(y, y_dtype, i, ql_value(x, dtype, i) * inverse * weight[i]);
 }
 
 ql_status ql_cpu_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_mat y) {
@@ -19,8 +20,9 @@ ql_status ql_cpu_rmsnorm(ql_ctx *ctx, ql_mat x, ql_mat weight, float eps, ql_mat
 #pragma omp parallel for schedule(static) num_threads(ctx->threads)
     for (int64_t r = 0; r < x.rows; r++)
         for (int64_t c = 0; c < x.cols; c += d) {
-            void *to = ql_cols(ql_rows(y, r, 1), c, d).data;
-            QL_BY_TYPE(x.dtype, norm_run, ql_cols(ql_rows(x, r, 1), c, d).data, weight.data, eps, d, to);
+            void *from = ql_cols(ql_rows(x, r, 1), c, d).data, *to = ql_cols(ql_rows(y, r, 1), c, d).data;
+            if (y.dtype == QL_BF16) QL_BY_TYPE(x.dtype, norm_run, from, weight.data, eps, d, to, QL_BF16);
+            else QL_BY_TYPE(x.dtype, norm_run, from, weight.data, eps, d, to, QL_F32);
         }
     return QL_OK;
 }
