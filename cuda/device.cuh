@@ -64,7 +64,7 @@ static inline size_t ql_cuda_piece(size_t *total, size_t bytes) {
 ql_status ql_cuda_product(ql_cuda *gpu, double alpha, ql_mat a, bool trans_a, ql_mat b, bool trans_b, double beta,
                           ql_mat c);
 
-/* H += X^T X, upper triangle.   x [m][k] BF16, h [k][k] F32; uses the scratch. */
+/* H += X^T X, upper triangle, first rows.   x [m][k] BF16, h [r][k] F32; uses the scratch. */
 ql_status ql_cuda_syrk(ql_cuda *gpu, ql_mat x, ql_mat h);
 
 /* A = L L^T and L^-1 in place.   a [k][k] F32 or F64: its upper triangle by rows holds the lower one by columns, a[q][p] = A[p][q]

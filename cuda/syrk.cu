@@ -1,4 +1,4 @@
-/* H += X^T X on the tensor cores, upper triangle.   X [m][k] BF16, H [k][k] F32
+/* H += X^T X on the tensor cores, upper triangle.   X [m][k] BF16, H [r][k] F32, the first rows
  *
  * A block of threads owns one tile of 128 x 128 on or above the diagonal and walks all tokens, so no sums meet in memory and every
  * bit has one order.  X lies in rows of tokens, and both operands want it by columns of tokens: fragments are loaded transposed.
@@ -21,6 +21,8 @@ enum { WARP_ROWS = 64, WARP_COLS = 32, LEFTS = WARP_ROWS / 16, RIGHTS = WARP_COL
 typedef struct stage {
     uint16_t left[DEPTH * TILE], right[DEPTH * TILE];
 } stage;
+
+static_assert(QL_HESSIAN_STEP % (2 * TILE) == 0, "a stripe begins at a tile, here and in cuda/syrk_sm90.cu");
 
 typedef float sums[LEFTS][2 * RIGHTS][4];
 
@@ -84,7 +86,7 @@ static __device__ __forceinline__ void add_to(const ql_mat &h, int64_t row, int6
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int64_t p = row + 16 * i + ql_sum_row(lane, e), q = col + 8 * j + ql_sum_col(lane, e);
-                if (p <= q && q < h.cols) row_of<float>(h, p)[q] += total[i][j][e];
+                if (p <= q && q < h.cols && p < h.rows) row_of<float>(h, p)[q] += total[i][j][e];
             }
 }
 
@@ -92,7 +94,7 @@ static __global__ void __launch_bounds__(THREADS, 1) syrk_kernel(ql_mat x, ql_ma
     DYNAMIC_SHARED(memory);
     stage *stages = (stage *)memory;
     int64_t row, col, steps = (x.rows + DEPTH - 1) / DEPTH;
-    ql_syrk_tile_at(blockIdx.x, (h.cols + TILE - 1) / TILE, &row, &col);
+    ql_syrk_tile_at(blockIdx.x, (h.rows + TILE - 1) / TILE, (h.cols + TILE - 1) / TILE, &row, &col);
     row *= TILE, col *= TILE;
     sums run = {}, total = {};
     for (int ahead = 0; ahead < STAGES - 1; ahead++) {
@@ -147,7 +149,7 @@ ql_status ql_cuda_syrk(ql_cuda *gpu, ql_mat x, ql_mat h) {
     int hopper = 0;
     QL_TRY(processors_of_hopper(gpu->device, &hopper));
     if (hopper) return ql_cuda_syrk_wide(gpu, x, h, hopper);
-    int64_t tiles = ql_syrk_tiles(ql_ceil_div(h.cols, TILE));
+    int64_t tiles = ql_syrk_tiles(ql_ceil_div(h.rows, TILE), ql_ceil_div(h.cols, TILE));
     LAUNCH_SHARED(gpu->stream, syrk_kernel, tiles, THREADS, STAGES * sizeof(stage), x, h);
     return QL_OK;
 }

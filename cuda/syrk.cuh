@@ -4,7 +4,7 @@
 
 #include "cuda/device.cuh"
 
-/* H += X^T X, upper triangle, on compute capability 9.0 (cuda/syrk_sm90.cu): rows of x begin on multiples of 16 bytes.  processors: SMs of
+/* H += X^T X, upper triangle, first rows, on compute capability 9.0 (cuda/syrk_sm90.cu): rows of x begin on multiples of 16 bytes.  processors: SMs of
  * the GPU. */
 ql_status ql_cuda_syrk_wide(ql_cuda *gpu, ql_mat x, ql_mat h, int processors);
 

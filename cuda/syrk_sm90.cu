@@ -1,4 +1,4 @@
-/* H += X^T X on Hopper's tensor cores, upper triangle.   X [m][k] BF16, H [k][k] F32
+/* H += X^T X on Hopper's tensor cores, upper triangle.   X [m][k] BF16, H [r][k] F32, the first rows
  *
  * A tile of H is 128 x 256, on or above the diagonal; blocks stay and make every gridDim-th tile.  TMA brings 64 tokens of both operands' columns
  * into a ring of stages, as they lie in X: wgmma reads both by columns of tokens.  Two warpgroups multiply, 64 x 256 each: 80
@@ -46,12 +46,12 @@ static __device__ __forceinline__ uint64_t *empty_of(unsigned char *shared, int 
 }
 
 /* One thread; what lies outside of X arrives as zeros. */
-static __device__ __forceinline__ void produce(const CUtensorMap *x_map, int steps, int across, int tiles,
+static __device__ __forceinline__ void produce(const CUtensorMap *x_map, int steps, int down, int across, int tiles,
                                                unsigned char *shared) {
     ring_place at = {0, 1}; /* the phase before the first counts as over: the ring is empty */
     for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
         int row, col;
-        ql_syrk_wide_at(tile, across, &row, &col);
+        ql_syrk_wide_at(tile, down, across, &row, &col);
         for (int step = 0; step < steps; step++, at.next()) {
             unsigned char *stage = shared + at.stage * STAGE;
             uint64_t *full = full_of(shared, at.stage);
@@ -87,7 +87,7 @@ static __device__ __forceinline__ void add_to(const ql_mat &h, int64_t row, int6
         const int64_t p = row + ql_group_row(thread, 2 * below);
         float *to = row_of<float>(h, p) + first;
         const int begin = p > first ? (int)(p - first) : 0,
-                  end = p >= h.cols || first >= h.cols ? 0 : (int)(h.cols - first < COLS ? h.cols - first : COLS);
+                  end = p >= h.rows || first >= h.cols ? 0 : (int)(h.cols - first < COLS ? h.cols - first : COLS);
 #pragma unroll
         for (int piece = 0; piece < SUMS / 2; piece += TOGETHER) {
             float value[TOGETHER];
@@ -111,14 +111,14 @@ static __device__ __forceinline__ void leave(unsigned char *shared, int stage) {
 }
 
 /* A stage is left when its products are complete, which is known one stage later, or at the end of a run. */
-static __device__ __forceinline__ void consume(const ql_mat &h, int steps, int across, int tiles,
+static __device__ __forceinline__ void consume(const ql_mat &h, int steps, int down, int across, int tiles,
                                                unsigned char *shared) {
     const int group = (int)threadIdx.x / GROUP - 1;
     ring_place at = {0, 0};
     for (int tile = (int)blockIdx.x; tile < tiles; tile += (int)gridDim.x) {
         float sum[SUMS];
         int row, col;
-        ql_syrk_wide_at(tile, across, &row, &col);
+        ql_syrk_wide_at(tile, down, across, &row, &col);
         for (int first = 0; first < steps; first += RUN / DEPTH) {
             const int end = steps - first < RUN / DEPTH ? steps : first + RUN / DEPTH;
             int last = -1;
@@ -139,7 +139,8 @@ static __device__ __forceinline__ void consume(const ql_mat &h, int steps, int a
 #endif
 
 static __global__ void __launch_bounds__(THREADS, 1)
-    syrk_wide_kernel(const ql_mat h, int steps, int across, int tiles, const __grid_constant__ CUtensorMap x_map) {
+    syrk_wide_kernel(const ql_mat h, int steps, int down, int across, int tiles,
+                     const __grid_constant__ CUtensorMap x_map) {
 #if HOPPER
     DYNAMIC_SHARED(shared);
     if (threadIdx.x == 0) {
@@ -152,16 +153,17 @@ static __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     if (threadIdx.x < GROUP) {
         registers_shrink<PRODUCER_REGISTERS>();
-        if (threadIdx.x == 0) produce(&x_map, steps, across, tiles, shared);
+        if (threadIdx.x == 0) produce(&x_map, steps, down, across, tiles, shared);
     } else {
         registers_grow<CONSUMER_REGISTERS>();
-        consume(h, steps, across, tiles, shared);
+        consume(h, steps, down, across, tiles, shared);
     }
 #endif
 }
 
 ql_status ql_cuda_syrk_wide(ql_cuda *gpu, ql_mat x, ql_mat h, int processors) {
-    const int64_t across = ql_ceil_div(h.cols, COLS), tiles = ql_syrk_wide_tiles(across);
+    const int64_t down = ql_ceil_div(h.rows, COLS), across = ql_ceil_div(h.cols, COLS),
+                  tiles = ql_syrk_wide_tiles(down, across);
     CUtensorMap x_map;
     if (tiles > INT32_MAX || x.rows > INT32_MAX - DEPTH)
         return ql_fail(QL_UNSUPPORTED,
@@ -169,6 +171,6 @@ ql_status ql_cuda_syrk_wide(ql_cuda *gpu, ql_mat x, ql_mat h, int processors) {
                        (long long)h.cols, (long long)x.rows);
     QL_TRY(ql_cuda_tensor_map(&x_map, x.data, x.rows, 2 * x.cols, 2 * x.ld, DEPTH));
     LAUNCH_SHARED(gpu->stream, syrk_wide_kernel, tiles < processors ? tiles : processors, THREADS, BYTES, h,
-                  (int)ql_ceil_div(x.rows, DEPTH), (int)across, (int)tiles, x_map);
+                  (int)ql_ceil_div(x.rows, DEPTH), (int)down, (int)across, (int)tiles, x_map);
     return QL_OK;
 }

@@ -34,10 +34,10 @@ static ql_status check_activations(const char *name, ql_mat x, int64_t rows, int
     return check_mat(name, x, x.dtype == QL_BF16 ? QL_BF16 : QL_F32, rows, cols);
 }
 
-/* H [k][k] in F32 or F64. */
-static ql_status check_hessian(const char *name, ql_mat h, int64_t k) {
+/* H [rows][k] in F32 or F64. */
+static ql_status check_hessian(const char *name, ql_mat h, int64_t rows, int64_t k) {
     QL_TRY(check_view(name, h));
-    return check_mat(name, h, h.dtype == QL_F64 ? QL_F64 : QL_F32, k, k);
+    return check_mat(name, h, h.dtype == QL_F64 ? QL_F64 : QL_F32, rows, k);
 }
 
 static ql_status check_bits(const char *name, int bits) {
@@ -192,8 +192,11 @@ ql_status ql_find_nonfinite(ql_ctx *ctx, ql_mat x, int64_t *index) {
 
 ql_status ql_hessian(ql_ctx *ctx, ql_mat x, ql_mat h) {
     QL_TRY(check_activations("hessian: x", x, ANY, ANY));
-    QL_TRY(check_hessian("hessian: h", h, x.cols));
-    return x.rows && x.cols ? ctx->ops->hessian(ctx, x, h) : QL_OK;
+    QL_TRY(check_hessian("hessian: h", h, ANY, x.cols));
+    if (h.rows > h.cols)
+        return ql_fail(QL_INVALID, "hessian: h: has %lld rows, expected at most %lld", (long long)h.rows,
+                       (long long)h.cols);
+    return x.rows && h.rows ? ctx->ops->hessian(ctx, x, h) : QL_OK;
 }
 
 ql_status ql_moments(ql_ctx *ctx, ql_mat x, ql_mat sum_sq, ql_mat sum_abs, ql_mat min, ql_mat max) {
@@ -435,7 +438,7 @@ ql_status ql_refine(ql_ctx *ctx, ql_mat w, ql_mat h, double shift, int sweeps, q
 ql_status ql_loss(ql_ctx *ctx, ql_mat w, ql_mat q, ql_mat h, double *loss, double *norm) {
     QL_TRY(check_mat("loss: w", w, QL_F32, ANY, ANY));
     QL_TRY(check_mat("loss: q", q, QL_F32, w.rows, w.cols));
-    if (ql_is_present(h)) QL_TRY(check_hessian("loss: h", h, w.cols));
+    if (ql_is_present(h)) QL_TRY(check_hessian("loss: h", h, w.cols, w.cols));
     QL_TRY(check_host("loss: loss", loss));
     QL_TRY(check_host("loss: norm", norm));
     *loss = *norm = 0;

@@ -218,8 +218,11 @@ QL_API ql_status ql_find_nonfinite(ql_ctx *ctx, ql_mat x, int64_t *index);
 
 /* ---- statistics ------------------------------------------------------------------------------------------------------- */
 
-/* H += X^T X, upper triangle, the lower is not touched.   x [m][k] F32 or BF16, whose products are exact in F32; h [k][k] F32 or
- * F64 (products and sums then in double). */
+/* H += X^T X, upper triangle, the lower is not touched.   x [m][k] F32 or BF16, whose products are exact in F32; h [r][k], r <= k,
+ * F32 or F64 (products and sums then in double): the first r rows of H.
+ * So H can be had in stripes: rows p .. p + r - 1 are what ql_hessian adds for columns p .. k - 1 of x, a view, to h [r][k - p].  Where p is
+ * a multiple of QL_HESSIAN_STEP, and r one too or k - p, every element has the bits that one call for the whole H gives on that device. */
+enum { QL_HESSIAN_STEP = 1024 };
 QL_API ql_status ql_hessian(ql_ctx *ctx, ql_mat x, ql_mat h);
 
 /* C += Y^T X: how two streams of activations go together.   y [m][a], x [m][b], both F32 or both BF16, whose products are exact in F32; c [a][b] F32. */

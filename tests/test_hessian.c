@@ -106,52 +106,105 @@ static void hessian_of_bf16_repeats_and_chunks(void **state) {
     assert_close(parts, whole, 2e-6); /* kernels.md */
 }
 
+/* ---- stripes ---------------------------------------------------------------------------------------------------------------------- */
+
+/* Some first rows against the truth; what lies below the diagonal survives. */
+static void check_first_rows(backend *b, ql_mat x, ql_dtype dtype, int64_t rows, double bound) {
+    ql_mat h = filled(b, dtype, rows, x.cols, 2), truth = poisoned(b, QL_F64, rows, x.cols), dh = upload(b, h);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < x.cols; j++) ref_put(truth, i, j, 2);
+    ref_hessian(x, truth);
+    assert_ok(ql_hessian(b->ctx, upload(b, x), dh));
+    download(b, dh, h);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < i; j++) assert_true(ref_at(h, i, j) == 2);
+    assert_close(h, truth, bound);
+}
+
+static void hessian_first_rows(void **state) {
+    backend *b = *state;
+    const int64_t rows[] = {1, 100, 128, 129, 256, 300, 523};
+    for (int i = 0; i < 7; i++) {
+        check_first_rows(b, normal(b, 21, 523, 4), QL_F32, rows[i], 1e-5);
+        check_first_rows(b, normal(b, 21, 523, 4), QL_F64, rows[i], 1e-14);
+        check_first_rows(b, narrowed(b, normal(b, 21, 523, 4)), QL_F32, rows[i], 1e-5);
+    }
+}
+
+/* The bits of the whole, of one step and of the odd rest, over two batches. */
+static void hessian_stripes_have_the_bits_of_the_whole(void **state) {
+    backend *b = *state;
+    enum { K = QL_HESSIAN_STEP + 205, TOKENS = 9, FIRST = 4 };
+    const int64_t rows[] = {0, QL_HESSIAN_STEP, K};
+    ql_mat single = normal(b, TOKENS, K, 1), half = narrowed(b, single);
+    for (int type = 0; type < 4; type++) {
+        const ql_dtype sums = type < 2 ? QL_F32 : QL_F64;
+        ql_mat x = upload(b, type % 2 ? half : single), h = filled(b, sums, K, K, 0.25), whole = upload(b, h);
+        assert_ok(ql_hessian(b->ctx, ql_rows(x, 0, FIRST), whole));
+        assert_ok(ql_hessian(b->ctx, ql_rows(x, FIRST, TOKENS - FIRST), whole));
+        for (int i = 0; i < 2; i++) {
+            const int64_t row = rows[i], count = rows[i + 1] - row, cols = K - row;
+            ql_mat stripe = upload(b, filled(b, sums, count, cols, 0.25)), columns = ql_cols(x, row, cols);
+            assert_ok(ql_hessian(b->other, ql_rows(columns, 0, FIRST), stripe));
+            assert_ok(ql_hessian(b->other, ql_rows(columns, FIRST, TOKENS - FIRST), stripe));
+            download(b, whole, h);
+            ql_mat part = poisoned(b, sums, count, cols);
+            download(b, stripe, part);
+            assert_same_bits(part, ql_cols(ql_rows(h, row, count), row, cols));
+        }
+    }
+}
+
 /* ---- the maps of cuda/syrk.cu --------------------------------------------------------------------------------------------------- */
 
 static void syrk_tiles_cover_the_triangle_once(void **state) {
     (void)state;
-    for (int64_t across = 1; across <= 70; across++) {
-        uint8_t *seen = calloc((size_t)(across * across), 1);
-        assert_non_null(seen);
-        for (int64_t i = 0; i < ql_syrk_tiles(across); i++) {
-            int64_t row, col;
-            ql_syrk_tile_at(i, across, &row, &col);
-            assert_true(0 <= row && row <= col && col < across);
-            assert_int_equal(seen[row * across + col]++, 0);
+    for (int64_t across = 1; across <= 40; across++)
+        for (int64_t down = 1; down <= across; down++) {
+            uint8_t *seen = calloc((size_t)(across * across), 1);
+            assert_non_null(seen);
+            for (int64_t i = 0; i < ql_syrk_tiles(down, across); i++) {
+                int64_t row, col;
+                ql_syrk_tile_at(i, down, across, &row, &col);
+                assert_true(0 <= row && row < down && row <= col && col < across);
+                assert_int_equal(seen[row * across + col]++, 0);
+            }
+            for (int64_t row = 0; row < down; row++)
+                for (int64_t col = row; col < across; col++) assert_int_equal(seen[row * across + col], 1);
+            free(seen);
         }
-        free(seen);
-    }
 }
 
 /* Tiles of 128 x 256: every element on and above the diagonal in one of them, and none that lies below altogether. */
 static void syrk_wide_tiles_cover_the_triangle_once(void **state) {
     (void)state;
-    for (int64_t across = 1; across <= 40; across++) {
-        uint8_t *seen = calloc((size_t)(2 * across * across), 1);
-        assert_non_null(seen);
-        for (int64_t i = 0; i < ql_syrk_wide_tiles(across); i++) {
-            int row, col;
-            ql_syrk_wide_at(i, across, &row, &col);
-            assert_true(0 <= row && row < 2 * across && row / 2 <= col && col < across);
-            assert_int_equal(seen[row * across + col]++, 0);
+    for (int64_t across = 1; across <= 30; across++)
+        for (int64_t down = 1; down <= across; down++) {
+            uint8_t *seen = calloc((size_t)(2 * across * across), 1);
+            assert_non_null(seen);
+            for (int64_t i = 0; i < ql_syrk_wide_tiles(down, across); i++) {
+                int row, col;
+                ql_syrk_wide_at(i, down, across, &row, &col);
+                assert_true(0 <= row && row < 2 * down && row / 2 <= col && col < across);
+                assert_int_equal(seen[row * across + col]++, 0);
+            }
+            for (int64_t row = 0; row < 2 * down; row++)
+                for (int64_t col = 0; col < across; col++)
+                    assert_int_equal(seen[row * across + col], 128 * row <= 256 * col + 255);
+            free(seen);
         }
-        for (int64_t row = 0; row < 2 * across; row++)
-            for (int64_t col = 0; col < across; col++)
-                assert_int_equal(seen[row * across + col], 128 * row <= 256 * col + 255);
-        free(seen);
-    }
 }
 
 /* A wave of 132 blocks reads few columns of tiles. */
 static void syrk_neighbours_share_tokens(void **state) {
     (void)state;
     const int64_t across = 224, wave = 132;
-    for (int64_t first = 0; first + wave <= ql_syrk_tiles(across); first += wave) {
+    for (int64_t first = 0; first + wave <= ql_syrk_tiles(across, across); first += wave) {
         uint8_t seen[224] = {0};
         int64_t count = 0;
         for (int64_t i = first; i < first + wave; i++) {
             int64_t row, col;
-            ql_syrk_tile_at(i, across, &row, &col);
+            ql_syrk_tile_at(i, across, across, &row, &col);
             count += !seen[row] + !seen[col] - (row == col && !seen[row]);
             seen[row] = seen[col] = 1;
         }
@@ -203,7 +256,8 @@ static void hessian_refuses_what_does_not_fit(void **state) {
     ql_mat x = upload(b, normal(b, 3, 8, 1)), h = upload(b, normal(b, 8, 8, 2)), half = h;
     half.dtype = QL_BF16;
     assert_refused(ql_hessian(b->ctx, x, ql_cols(h, 0, 7)), QL_INVALID, "h: has 7 columns, expected 8");
-    assert_refused(ql_hessian(b->ctx, x, ql_rows(h, 0, 7)), QL_INVALID, "h: has 7 rows, expected 8");
+    assert_refused(ql_hessian(b->ctx, ql_cols(x, 0, 7), ql_cols(h, 0, 7)), QL_INVALID,
+                   "h: has 8 rows, expected at most 7");
     assert_refused(ql_hessian(b->ctx, x, half), QL_INVALID, "h: is BF16");
     half.dtype = QL_F16;
     assert_refused(ql_hessian(b->ctx, half, h), QL_INVALID, "x: is F16");
@@ -280,6 +334,8 @@ int main(void) {
         cmocka_unit_test(hessian_of_bf16_with_tails),
         cmocka_unit_test(hessian_of_bf16_with_many_tokens),
         cmocka_unit_test(hessian_of_bf16_repeats_and_chunks),
+        cmocka_unit_test(hessian_first_rows),
+        cmocka_unit_test(hessian_stripes_have_the_bits_of_the_whole),
         cmocka_unit_test(syrk_tiles_cover_the_triangle_once),
         cmocka_unit_test(syrk_wide_tiles_cover_the_triangle_once),
         cmocka_unit_test(syrk_neighbours_share_tokens),

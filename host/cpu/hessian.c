@@ -1,8 +1,9 @@
 /* Statistics of the inputs of a linear layer.
  *
- * H += X^T X, upper triangle.   X [m][k], H [k][k].  H is cut into fixed square tiles that the threads share; a tile is one
- * single-threaded BLAS call over all tokens.  Row-major C += A^T B is column-major C^T += B^T A.  X of another type than H is
- * converted first, a panel of tokens at a time.
+ * H += X^T X, upper triangle.   X [m][k], H [r][k], the first rows.  H is cut into fixed square tiles that the threads share; a tile is one
+ * single-threaded BLAS call over all tokens.  Tiles begin at the diagonal and are counted from there, and their size depends on the distance to
+ * the last column: a stripe of H, which begins at a tile, has the tiles of the whole.  Row-major C += A^T B is column-major C^T += B^T A.
+ * X of another type than H is converted first, a panel of tokens at a time.
  */
 #include <omp.h>
 
@@ -14,37 +15,41 @@
 /* 128 costs a tenth of the rate of 256, but one tile of 256 would leave a narrow layer to one thread.  perf/LOG.md, "hessian tiles". */
 enum { TILE = 256, NARROW = 512, NARROW_TILE = 128 };
 
-static int64_t tile_of(int64_t k) { return k > NARROW ? TILE : NARROW_TILE; }
+_Static_assert(QL_HESSIAN_STEP % TILE == 0 && TILE % NARROW_TILE == 0, "a stripe begins at a tile");
 
-static void tile_f32(ql_mat x, int64_t row, int64_t col, ql_mat h) {
-    const int rows = (int)ql_at_most(tile_of(h.cols), h.rows - row),
-              cols = (int)ql_at_most(tile_of(h.cols), h.cols - col);
-    const int m = (int)x.rows, ldx = (int)x.ld, ldh = (int)h.ld;
-    const float one = 1, *a = (const float *)x.data + row, *b = (const float *)x.data + col;
-    float *c = (float *)h.data + row * h.ld + col;
-    if (row == col) ssyrk_("L", "N", &rows, &m, &one, a, &ldx, &one, c, &ldh);
-    else sgemm_("N", "T", &cols, &rows, &m, &one, b, &ldx, a, &ldx, &one, c, &ldh);
+static int64_t tile_of(int64_t distance) { return distance > NARROW ? TILE : NARROW_TILE; }
+
+/* a, b: the columns of X that a tile of H multiplies; h: the tile.  On the diagonal both are the same. */
+static void tile_f32(ql_mat a, ql_mat b, ql_mat h) {
+    const int rows = (int)h.rows, cols = (int)h.cols, m = (int)a.rows, ldx = (int)a.ld, ldh = (int)h.ld;
+    const float one = 1;
+    if (a.data == b.data) ssyrk_("L", "N", &rows, &m, &one, a.data, &ldx, &one, h.data, &ldh);
+    else sgemm_("N", "T", &cols, &rows, &m, &one, b.data, &ldx, a.data, &ldx, &one, h.data, &ldh);
 }
 
-static void tile_f64(ql_mat x, int64_t row, int64_t col, ql_mat h) {
-    const int rows = (int)ql_at_most(tile_of(h.cols), h.rows - row),
-              cols = (int)ql_at_most(tile_of(h.cols), h.cols - col);
-    const int m = (int)x.rows, ldx = (int)x.ld, ldh = (int)h.ld;
-    const double one = 1, *a = (const double *)x.data + row, *b = (const double *)x.data + col;
-    double *c = (double *)h.data + row * h.ld + col;
-    if (row == col) dsyrk_("L", "N", &rows, &m, &one, a, &ldx, &one, c, &ldh);
-    else dgemm_("N", "T", &cols, &rows, &m, &one, b, &ldx, a, &ldx, &one, c, &ldh);
+static void tile_f64(ql_mat a, ql_mat b, ql_mat h) {
+    const int rows = (int)h.rows, cols = (int)h.cols, m = (int)a.rows, ldx = (int)a.ld, ldh = (int)h.ld;
+    const double one = 1;
+    if (a.data == b.data) dsyrk_("L", "N", &rows, &m, &one, a.data, &ldx, &one, h.data, &ldh);
+    else dgemm_("N", "T", &cols, &rows, &m, &one, b.data, &ldx, a.data, &ldx, &one, h.data, &ldh);
 }
 
+/* Tiles row .. of h: a square on the diagonal, then others to its right. */
 static void add_products(ql_ctx *ctx, ql_mat x, ql_mat h) {
-    int64_t tile = tile_of(h.cols), tiles = ql_ceil_div(h.cols, tile);
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(ctx->threads)
-    for (int64_t i = 0; i < tiles; i++)
-        for (int64_t j = 0; j < tiles; j++) {
-            if (j < i) continue;
-            if (h.dtype == QL_F64) tile_f64(x, i * tile, j * tile, h);
-            else tile_f32(x, i * tile, j * tile, h);
+#pragma omp parallel num_threads(ctx->threads)
+    for (int64_t row = 0, rows; row < h.rows; row += rows) {
+        const int64_t tile = tile_of(h.cols - row);
+        rows = ql_at_most(tile, h.rows - row);
+        const int64_t tiles = 1 + ql_ceil_div(h.cols - row - rows, tile);
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t i = 0; i < tiles; i++) {
+            const int64_t col = i ? row + rows + (i - 1) * tile : row, cols = i ? ql_at_most(tile, h.cols - col) : rows;
+            const ql_mat a = ql_cols(x, row, rows), b = ql_cols(x, col, cols),
+                         c = ql_cols(ql_rows(h, row, rows), col, cols);
+            if (h.dtype == QL_F64) tile_f64(a, b, c);
+            else tile_f32(a, b, c);
         }
+    }
 }
 
 /* Tokens that are converted at a time: 4 MiB of doubles per 1024 inputs. */
