@@ -1,6 +1,8 @@
 #include "host/comm.h"
 
+#include <pthread.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,38 +10,92 @@
 #include <unistd.h>
 
 #include "host/comm_transport.h"
-#include "host/file.h"
+#include "host/flight.h"
 #include "host/log.h"
+#include "host/mem.h"
+#include "host/watchdog.h"
 
 /* SPINS: polls before a rank begins to sleep between them, some microseconds of work in all.  NAP_US: what a sleep adds to a step;
- * several ranks on one core must leave it to the one that computes.  LONG: after a second nobody counts milliseconds. */
-enum { RECORDS = 1024, SPINS = 200, LONG = 5000, NAP_US = 200, LONG_NAP_US = 1000, SMALL = 1 << 16 };
-
-/* One exchange in the flight record. */
-typedef struct record {
-    uint32_t number;
-    const char *what;
-    size_t sent, received;
-    double begun, done; /* seconds since the start; done 0: not */
-} record;
+ * several ranks on one core must leave it to the one that computes.  LONG: after a second nobody counts milliseconds.
+ * ANSWER_MS: for a rank that is missed to say for whom it waits.  PARTING_S: for a rank that has failed to say so, and go. */
+enum { SPINS = 200, LONG = 5000, NAP_US = 200, LONG_NAP_US = 1000, SMALL = 1 << 16, ANSWER_MS = 500, PARTING_S = 30 };
+static const double GAP_S = 1; /* between two polls, at most */
 
 struct ql_comm {
+    pthread_mutex_t lock;                    /* of transport and state, which the watchdog reads */
     const ql_transport *transport, *control; /* control: beside NCCL, else NULL */
     void *state, *control_state;
     int rank, size, node_rank, on_node;
-    double seconds, started;
-    uint32_t number;
+    double seconds;
+    _Atomic(const char *) doing; /* what the main thread is expected back from, within `limit` seconds */
+    _Atomic double limit;
+    _Atomic uint64_t missing; /* ranks that are waited for, a bit each; 0: not known */
     ql_status (*check)(void);
-    char *record_path;
     ql_status failed; /* told or heard */
     bool elsewhere;
-    record ring[RECORDS];
+    ql_flight *flight;
+    ql_watchdog *watchdog;
 };
 
 static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* "rank 2", "ranks 2, 3", or "another rank" where nobody knows which, in the middle of a message; returns the verb that fits. */
+enum { NAMES = 16 + 4 * QL_RANKS_MAX };
+static const char *name_ranks(uint64_t mask, char text[NAMES]) {
+    bool several = (mask & (mask - 1)) != 0;
+    int used = snprintf(text, NAMES, mask == 0 ? "another rank" : several ? "ranks" : "rank");
+    for (int r = 0, named = 0; r < QL_RANKS_MAX; r++)
+        if (mask >> r & 1) used += snprintf(text + used, (size_t)(NAMES - used), named++ ? ", %d" : " %d", r);
+    return several ? "have" : "has";
+}
+
+/* ---- the watchdog's thread -------------------------------------------------------------------------------------------------- */
+
+static ql_status ask(void *of) {
+    ql_comm *c = of;
+    pthread_mutex_lock(&c->lock);
+    ql_status status = c->transport->ask ? c->transport->ask(c->state) : QL_OK;
+    pthread_mutex_unlock(&c->lock);
+    return status;
+}
+
+static void last_words(void *of, const char *why) {
+    ql_comm *c = of;
+    char text[1200], who[NAMES];
+    const char *what;
+    uint32_t number = ql_flight_last(c->flight, &what);
+    pthread_mutex_lock(&c->lock);
+    const ql_transport *transport = c->transport;
+    void *state = c->state;
+    pthread_mutex_unlock(&c->lock);
+    (void)name_ranks(c->missing, who);
+    if (why) snprintf(text, sizeof text, "rank %d behind step %u, \"%s\": %s", c->rank, number, what, why);
+    else
+        snprintf(text, sizeof text, "rank %d hangs in step %u, \"%s\", for more than %.0f s%s%s", c->rank, number,
+                 c->doing, c->limit, c->missing ? ", without " : "", c->missing ? who : "");
+    ql_log(QL_ERROR, "%s; the job can be resumed", text);
+    ql_flight_write(c->flight, transport->name, text);
+    if (transport->abort) transport->abort(state);
+}
+
+/* seconds 0: the main thread is back. */
+static void expect(ql_comm *c, const char *doing, double seconds) {
+    c->doing = doing;
+    c->limit = seconds;
+    ql_watchdog_expect(c->watchdog, seconds);
+}
+
+/* ---- beginning -------------------------------------------------------------------------------------------------------------- */
+
+static void free_comm(ql_comm *c) {
+    ql_watchdog_close(c->watchdog);
+    ql_flight_close(c->flight);
+    pthread_mutex_destroy(&c->lock);
+    ql_mfree(c);
 }
 
 ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int size, const int node[2],
@@ -52,10 +108,13 @@ ql_status ql_comm_make(const ql_transport *transport, void *state, int rank, int
                    .size = size,
                    .node_rank = node[0],
                    .on_node = node[1],
-                   .seconds = seconds,
-                   .started = now()};
-    *out = c;
-    return QL_OK;
+                   .seconds = seconds};
+    pthread_mutex_init(&c->lock, NULL);
+    ql_status status = ql_flight_open(rank, size, &c->flight);
+    if (status == QL_OK) status = ql_watchdog_open(&(ql_watched){c, ask, last_words}, &c->watchdog);
+    if (status != QL_OK) free_comm(c);
+    else *out = c;
+    return status;
 }
 
 int ql_comm_rank(const ql_comm *comm) { return comm ? comm->rank : 0; }
@@ -113,36 +172,12 @@ ql_status ql_comm_open(double seconds, ql_comm **comm) {
 /* ---- failures --------------------------------------------------------------------------------------------------------------- */
 
 void ql_comm_record(ql_comm *comm, const char *path) {
-    if (!comm) return;
-    free(comm->record_path);
-    comm->record_path = path ? strdup(path) : NULL;
-}
-
-/* The last steps, oldest first. */
-static void write_record(ql_comm *c, const char *why) {
-    char *text = NULL;
-    size_t size = 0;
-    FILE *out = c->record_path ? open_memstream(&text, &size) : NULL;
-    if (!out) return;
-    fprintf(out, "{\"rank\":%d,\"ranks\":%d,\"transport\":\"%s\",\"why\":\"", c->rank, c->size, ql_comm_name(c));
-    for (; *why; why++) fputc(*why == '"' || *why == '\\' || (unsigned char)*why < ' ' ? '\'' : *why, out);
-    fprintf(out, "\",\"steps\":[");
-    for (uint32_t i = c->number > RECORDS ? c->number - RECORDS : 0; i < c->number; i++) {
-        const record *r = &c->ring[i % RECORDS];
-        fprintf(out, "%s\n{\"number\":%u,\"what\":\"%s\",\"sent\":%zu,\"received\":%zu,\"begun_s\":%.6f,\"done_s\":",
-                i + RECORDS > c->number && i ? "," : "", r->number, r->what, r->sent, r->received, r->begun);
-        if (r->done > 0) fprintf(out, "%.6f}", r->done);
-        else fprintf(out, "null}");
-    }
-    fprintf(out, "]}\n");
-    if (fclose(out) == 0 && ql_file_save(c->record_path, text, size) == QL_OK)
-        ql_log(QL_WARNING, "%s: the last steps of rank %d", c->record_path, c->rank);
-    free(text);
+    if (comm) ql_flight_path(comm->flight, path);
 }
 
 void ql_comm_fail(ql_comm *comm, ql_status status) {
     if (!comm || status == QL_OK || comm->failed != QL_OK) return;
-    ql_note note = {.rank = comm->rank, .status = (int)status};
+    ql_note note = {.rank = comm->rank, .status = (int)status, .missing = comm->missing};
     snprintf(note.text, sizeof note.text, "%s", ql_last_error());
     comm->failed = status;
     comm->transport->tell(comm->state, &note);
@@ -162,32 +197,54 @@ static void nap(int polls) {
     else usleep(polls < 4 * SPINS ? 20 : polls < LONG ? NAP_US : LONG_NAP_US);
 }
 
-static ql_status missed(ql_comm *c, const char *what, int rank, double seconds) {
-    char who[32] = "another rank"; /* in the middle of a message nobody may know which */
-    if (rank >= 0) snprintf(who, sizeof who, "rank %d", rank);
-    ql_status status =
-        ql_fail(QL_INTERRUPTED, "%s has been missing for %.0f s in step %u, \"%s\"; the job can be resumed", who,
-                seconds, c->number, what);
-    write_record(c, ql_last_error());
-    ql_comm_fail(c, status);
-    return status;
+static void leave_steps(ql_comm *c, const char *why) {
+    expect(c, "parting", PARTING_S);
+    ql_flight_write(c->flight, c->transport->name, why);
 }
 
-/* patient: without a deadline. */
-static ql_status wait(ql_comm *c, const char *what, bool patient) {
-    double begin = now();
+/* A rank that is missed may wait for another one itself: then it says so, and that is the reason. */
+static ql_status ask_missing(ql_comm *c, ql_status status) {
+    ql_note note;
+    bool answered = false;
+    for (int ms = 0; ms < ANSWER_MS && !answered; ms++) {
+        usleep(1000);
+        answered = c->transport->hear(c->state, &note) && c->missing >> note.rank & 1;
+    }
+    return answered ? ql_fail(status, "rank %d: %s", note.rank, note.text) : status;
+}
+
+static ql_status missed(ql_comm *c, uint32_t number, const char *what, double seconds) {
+    char who[NAMES];
+    const char *have = name_ranks(c->missing, who);
+    ql_status status =
+        ql_fail(QL_INTERRUPTED, "%s %s been missing for %.0f s in step %u, \"%s\"; the job can be resumed", who, have,
+                seconds, number, what);
+    leave_steps(c, ql_last_error());
+    ql_comm_fail(c, status);
+    return ask_missing(c, status);
+}
+
+/* patient: without a deadline.  A rank that stood still itself (SIGSTOP, scontrol suspend) finds the others where it left them, who may
+ * have stood still too: between two polls hardly any time counts. */
+static ql_status wait(ql_comm *c, uint32_t number, const char *what, bool patient) {
+    double last = now(), waited = 0;
     ql_note note;
     bool done = false;
     for (int polls = 0;; polls += polls < 1 << 20) {
-        int missing = -1;
+        uint64_t missing = 0;
         QL_TRY(c->transport->poll(c->state, &done, &missing));
         if (done) return QL_OK;
+        c->missing = missing;
         if (c->transport->hear(c->state, &note)) {
-            write_record(c, note.text);
+            bool waits_too = note.missing >> c->rank & 1 && waited > 0.1 * c->seconds; /* it has not just come */
+            if (waits_too) return missed(c, number, what, waited);
+            leave_steps(c, note.text);
             return heard(c, &note);
         }
         if (c->check) QL_TRY(c->check());
-        if (!patient && now() - begin > c->seconds) return missed(c, what, missing, now() - begin);
+        double gap = now() - last;
+        last += gap, waited += gap < GAP_S ? gap : GAP_S;
+        if (!patient && waited > c->seconds) return missed(c, number, what, waited);
         nap(polls);
     }
 }
@@ -201,13 +258,14 @@ static size_t total(const ql_message *messages, int count) {
 static ql_status exchange(ql_comm *c, const char *what, const ql_message *out, int n_out, const ql_message *in,
                           int n_in, bool patient) {
     if (c->failed != QL_OK) return ql_fail(c->failed, "%s: the ranks have parted", what);
-    record *r = &c->ring[c->number % RECORDS];
-    *r = (record){c->number, what, total(out, n_out), total(in, n_in), now() - c->started, 0};
-    c->number++;
-    QL_TRY(c->transport->start(c->state, c->number, out, n_out, in, n_in));
-    ql_status status = wait(c, what, patient);
-    if (status == QL_OK) r->done = now() - c->started;
+    uint32_t number = ql_flight_begin(c->flight, what, total(out, n_out), total(in, n_in));
+    c->missing = 0;
+    expect(c, what, patient ? 0 : c->seconds);
+    ql_status status = c->transport->start(c->state, number, out, n_out, in, n_in);
+    if (status == QL_OK) status = wait(c, number, what, patient);
+    if (status == QL_OK) ql_flight_done(c->flight);
     else c->transport->stop(c->state);
+    expect(c, what, 0);
     return status;
 }
 
@@ -347,6 +405,12 @@ static ql_status go_without(const ql_comm *c, ql_level level, const offer *all, 
     return QL_OK;
 }
 
+static void change_transport(ql_comm *c, const ql_transport *transport, void *state) {
+    pthread_mutex_lock(&c->lock);
+    c->transport = transport, c->state = state;
+    pthread_mutex_unlock(&c->lock);
+}
+
 static ql_status connect_gpus(ql_comm *c, ql_ctx *ctx, offer *all) {
     offer *mine = &all[c->rank];
     void *state = NULL;
@@ -355,12 +419,14 @@ static ql_status connect_gpus(ql_comm *c, ql_ctx *ctx, offer *all) {
     answer(mine, !gpu ? ql_fail(QL_DEVICE, "no GPU") : c->rank == 0 ? ql_nccl_make_id(&mine->id) : ql_nccl_load());
     QL_TRY(compare_offers(c, all, &unable));
     if (unable >= 0) return go_without(c, gpu ? QL_INFO : QL_DEBUG, all, unable);
+    expect(c, "connecting the GPUs", c->seconds + QL_NCCL_CONNECT_S);
     answer(mine, ql_nccl_open(ctx, &all[0].id, c->rank, c->size, c->transport, c->state, &state));
+    expect(c, "connecting the GPUs", 0);
     bool open = mine->status == QL_OK;
     ql_status status = compare_offers(c, all, &unable);
     if (status == QL_OK && unable < 0) {
         c->control = c->transport, c->control_state = c->state;
-        c->transport = &ql_nccl, c->state = state;
+        change_transport(c, &ql_nccl, state);
         return QL_OK;
     }
     if (open) ql_nccl_close(state);
@@ -379,9 +445,12 @@ ql_status ql_comm_use_device(ql_comm *comm, ql_ctx *ctx) {
 
 void ql_comm_leave_device(ql_comm *comm) {
     if (!comm || !comm->control) return;
-    ql_nccl_close(comm->state);
-    comm->transport = comm->control, comm->state = comm->control_state;
+    void *state = comm->state;
+    change_transport(comm, comm->control, comm->control_state);
     comm->control = NULL;
+    expect(comm, "parting", PARTING_S);
+    ql_nccl_close(state);
+    expect(comm, "parting", 0);
 }
 
 /* ---- the end ---------------------------------------------------------------------------------------------------------------- */
@@ -401,8 +470,8 @@ ql_status ql_comm_close(ql_comm *comm) {
         comm->check = NULL;
         status = exchange(comm, "end", out, n_out, in, n_in, true);
     }
+    expect(comm, "parting", comm->failed != QL_OK ? PARTING_S : 0);
     comm->transport->close(comm->state, comm->failed != QL_OK, ql_status_exit_code(comm->failed));
-    free(comm->record_path);
-    ql_mfree(comm);
+    free_comm(comm);
     return status;
 }

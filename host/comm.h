@@ -45,7 +45,7 @@ typedef struct ql_message {
     size_t size;
 } ql_message;
 
-/* what: names the step in messages.  QL_INTERRUPTED after the deadline, with the rank that is missing. */
+/* what: names the step in messages.  QL_INTERRUPTED after the deadline, with the ranks that are missing. */
 ql_status ql_comm_exchange(ql_comm *comm, const char *what, const ql_message *out, int n_out, const ql_message *in,
                            int n_in);
 

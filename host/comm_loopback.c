@@ -64,16 +64,16 @@ static ql_status take(hub *h, int rank) {
     return QL_OK;
 }
 
-static ql_status loopback_poll(void *of, bool *done, int *missing) {
+static ql_status loopback_poll(void *of, bool *done, uint64_t *missing) {
     state *s = of;
     posted *mine = &s->hub->rank[s->rank];
     pthread_mutex_lock(&s->hub->lock);
     ql_status status = take(s->hub, s->rank);
     *done = mine->left_in == 0 && mine->left_out == 0;
     for (int i = 0; i < mine->n_out; i++)
-        if (!mine->taken[i]) *missing = mine->out[i].rank;
+        if (!mine->taken[i]) *missing |= 1ull << mine->out[i].rank;
     for (int i = 0; i < mine->n_in; i++)
-        if (!mine->filled[i]) *missing = mine->in[i].rank;
+        if (!mine->filled[i]) *missing |= 1ull << mine->in[i].rank;
     pthread_mutex_unlock(&s->hub->lock);
     return status;
 }
@@ -118,8 +118,8 @@ static void loopback_close(void *of, bool failed, int exit_code) {
     ql_mfree(h);
 }
 
-static const ql_transport loopback = {"loopback",    loopback_start, loopback_poll,  loopback_stop,
-                                      loopback_tell, loopback_hear,  loopback_close, false};
+static const ql_transport loopback = {"loopback",    loopback_start, loopback_poll, loopback_stop, loopback_tell,
+                                      loopback_hear, loopback_close, false,         NULL,          NULL};
 
 ql_status ql_comm_open_loopback(int size, double seconds, ql_comm *comms[]) {
     hub *h = ql_malloc(sizeof *h);

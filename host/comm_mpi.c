@@ -67,7 +67,7 @@ static ql_status mpi_start(void *of, uint32_t number, const ql_message *out, int
     return QL_OK;
 }
 
-static ql_status mpi_poll(void *of, bool *done, int *missing) {
+static ql_status mpi_poll(void *of, bool *done, uint64_t *missing) {
     state *s = of;
     int all = 0;
     QL_TRY(said(MPI_Testall(s->used, s->request, &all, MPI_STATUSES_IGNORE), "waiting"));
@@ -75,7 +75,7 @@ static ql_status mpi_poll(void *of, bool *done, int *missing) {
     for (int i = 0; !all && i < s->used; i++) {
         int one = 0;
         QL_TRY(said(MPI_Request_get_status(s->request[i], &one, MPI_STATUS_IGNORE), "waiting"));
-        if (!one) *missing = s->peer[i];
+        if (!one) *missing |= 1ull << s->peer[i];
     }
     return QL_OK;
 }
@@ -138,7 +138,8 @@ static void mpi_close(void *of, bool failed, int exit_code) {
     MPI_Finalize();
 }
 
-static const ql_transport mpi = {"MPI", mpi_start, mpi_poll, mpi_stop, mpi_tell, mpi_hear, mpi_close, false};
+static const ql_transport mpi = {"MPI",    mpi_start, mpi_poll, mpi_stop, mpi_tell,
+                                 mpi_hear, mpi_close, false,    NULL,     NULL};
 
 ql_status ql_comm_open_mpi(double seconds, ql_comm **comm) {
     int provided, rank, size, node[2];

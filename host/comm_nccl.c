@@ -10,6 +10,7 @@
 #include <assert.h>
 #include <dlfcn.h>
 #include <nccl.h>
+#include <pthread.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -73,8 +74,8 @@ ql_status ql_nccl_make_id(ql_nccl_id *id) {
 
 /* ---- an exchange -------------------------------------------------------------------------------------------------------------- */
 
-/* STAGE: device memory for pieces on their way.  CONNECT_S, FAREWELL_S: for ranks that have all come, long. */
-enum { STAGE = 32 << 20, CONNECT_S = 100, FAREWELL_S = 5 };
+/* STAGE: device memory for pieces on their way. */
+enum { STAGE = 32 << 20, FAREWELL_S = 5 };
 
 /* Bytes that a rank sends to another and expects of it: told to it before they go. */
 typedef struct token {
@@ -85,7 +86,8 @@ typedef struct state {
     const ql_transport *control;
     void *under; /* its state */
     ql_ctx *ctx;
-    ncclComm_t comm; /* NULL after an abort */
+    pthread_mutex_t lock; /* of the communicator: the watchdog asks it too, when nobody else does */
+    ncclComm_t comm;      /* NULL after an abort */
     void *stage;
     size_t piece; /* the same on all ranks */
     const ql_message *out, *in;
@@ -147,6 +149,7 @@ static ql_status begin_round(state *s) {
     void *stream = ql_ctx_stream(s->ctx);
     for (int i = 0; i < s->n_out; i++)
         QL_TRY(ql_upload(s->ctx, slot(s, i), (const char *)s->out[i].data + s->at, part(s, &s->out[i])));
+    pthread_mutex_lock(&s->lock);
     ncclResult_t result = nccl.GroupStart();
     for (int i = 0; i < s->n_out && result == ncclSuccess; i++)
         if (part(s, &s->out[i]))
@@ -155,6 +158,7 @@ static ql_status begin_round(state *s) {
         if (part(s, &s->in[i]))
             result = nccl.Recv(slot(s, s->n_out + i), part(s, &s->in[i]), ncclChar, s->in[i].rank, s->comm, stream);
     ncclResult_t end = nccl.GroupEnd();
+    pthread_mutex_unlock(&s->lock);
     return said(s->comm, result == ncclSuccess ? end : result, "sending and receiving");
 }
 
@@ -169,13 +173,16 @@ static ql_status end_round(state *s) {
 static ql_status is_through(state *s, bool *through) {
     ncclResult_t now = ncclSuccess;
     *through = false;
-    QL_TRY(said(s->comm, nccl.CommGetAsyncError(s->comm, &now), "asking how it goes"));
+    pthread_mutex_lock(&s->lock);
+    ncclResult_t asked = nccl.CommGetAsyncError(s->comm, &now);
+    pthread_mutex_unlock(&s->lock);
+    QL_TRY(said(s->comm, asked, "asking how it goes"));
     QL_TRY(said(s->comm, now, "sending and receiving"));
     return now == ncclInProgress ? QL_OK : s->ctx->ops->idle(s->ctx, through);
 }
 
 /* Who of several has stopped in the middle of a message is not known: *missing stays. */
-static ql_status nccl_poll(void *of, bool *done, int *missing) {
+static ql_status nccl_poll(void *of, bool *done, uint64_t *missing) {
     state *s = of;
     bool through;
     *done = false;
@@ -186,7 +193,7 @@ static ql_status nccl_poll(void *of, bool *done, int *missing) {
         *done = s->end == 0;
         return *done ? QL_OK : begin_round(s);
     }
-    if (s->peers == 1) *missing = s->token_in[0].rank;
+    if (s->peers == 1) *missing = 1ull << s->token_in[0].rank;
     QL_TRY(is_through(s, &through));
     if (!through) return QL_OK;
     QL_TRY(end_round(s));
@@ -195,8 +202,10 @@ static ql_status nccl_poll(void *of, bool *done, int *missing) {
 }
 
 static void abandon(state *s) {
+    pthread_mutex_lock(&s->lock);
     if (s->comm) nccl.CommAbort(s->comm);
     s->comm = NULL;
+    pthread_mutex_unlock(&s->lock);
 }
 
 static void nccl_stop(void *of) {
@@ -213,6 +222,24 @@ static void nccl_tell(void *of, const ql_note *note) {
 static bool nccl_hear(void *of, ql_note *note) {
     state *s = of;
     return s->control->hear(s->under, note);
+}
+
+/* ---- the watchdog's thread ---------------------------------------------------------------------------------------------------- */
+
+static ql_status nccl_ask(void *of) {
+    state *s = of;
+    ncclResult_t now = ncclSuccess, asked = ncclSuccess;
+    if (pthread_mutex_trylock(&s->lock) != 0) return QL_OK; /* the main thread is asking, or hangs */
+    if (s->comm) asked = nccl.CommGetAsyncError(s->comm, &now);
+    ql_status status = said(s->comm, asked != ncclSuccess ? asked : now, "between two steps");
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+/* The lock stays: the main thread may come back now, and must not find the communicator gone. */
+static void nccl_abort(void *of) {
+    state *s = of;
+    if (pthread_mutex_trylock(&s->lock) == 0 && s->comm) nccl.CommAbort(s->comm);
 }
 
 /* ---- beginning and end -------------------------------------------------------------------------------------------------------- */
@@ -236,7 +263,7 @@ static ql_status connect_ranks(state *s, const ql_nccl_id *id, int rank, int siz
     memcpy(&same, id, sizeof same);
     QL_TRY(ql_alloc(s->ctx, STAGE, &s->stage)); /* makes its GPU the thread's, which NCCL takes */
     QL_TRY(said(NULL, nccl.CommInitRankConfig(&s->comm, size, same, rank, &config), "connecting the ranks"));
-    return settle(s->comm, "connecting the ranks", CONNECT_S);
+    return settle(s->comm, "connecting the ranks", QL_NCCL_CONNECT_S);
 }
 
 ql_status ql_nccl_open(ql_ctx *ctx, const ql_nccl_id *id, int rank, int size, const ql_transport *control, void *under,
@@ -244,6 +271,7 @@ ql_status ql_nccl_open(ql_ctx *ctx, const ql_nccl_id *id, int rank, int size, co
     state *s = ql_malloc(sizeof *s);
     if (!s) return ql_fail(QL_NOMEM, "no memory for NCCL");
     *s = (state){.control = control, .under = under, .ctx = ctx, .piece = STAGE / (size_t)(2 * size)};
+    pthread_mutex_init(&s->lock, NULL);
     ql_status status = connect_ranks(s, id, rank, size);
     *out = s;
     if (status == QL_OK) return QL_OK;
@@ -260,11 +288,13 @@ void ql_nccl_close(void *of) {
         s->comm = NULL;
     }
     abandon(s);
+    pthread_mutex_destroy(&s->lock);
     ql_free(s->ctx, s->stage);
     ql_mfree(s);
 }
 
-const ql_transport ql_nccl = {"NCCL", nccl_start, nccl_poll, nccl_stop, nccl_tell, nccl_hear, NULL, false};
+const ql_transport ql_nccl = {"NCCL",    nccl_start, nccl_poll, nccl_stop, nccl_tell,
+                              nccl_hear, NULL,       false,     nccl_ask,  nccl_abort};
 
 #else
 

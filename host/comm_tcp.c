@@ -143,7 +143,7 @@ static ql_status tcp_start(void *of, uint32_t number, const ql_message *out, int
     return QL_OK;
 }
 
-static ql_status tcp_poll(void *of, bool *done, int *missing) {
+static ql_status tcp_poll(void *of, bool *done, uint64_t *missing) {
     state *s = of;
     bool more;
     for (int r = 0; r < s->size; r++) {
@@ -155,9 +155,10 @@ static ql_status tcp_poll(void *of, bool *done, int *missing) {
     for (int i = 0; i < s->n_in; i++) {
         if (s->filled[i]) continue;
         *done = false;
-        *missing = s->in[i].rank;
-        if (s->peer[*missing].socket < 0 && !s->has_note)
-            return ql_fail(QL_INTERRUPTED, "rank %d is gone; the job can be resumed", *missing);
+        int rank = s->in[i].rank;
+        *missing |= 1ull << rank;
+        if (s->peer[rank].socket < 0 && !s->has_note)
+            return ql_fail(QL_INTERRUPTED, "rank %d is gone; the job can be resumed", rank);
     }
     return QL_OK;
 }
@@ -202,7 +203,7 @@ static void tcp_close(void *of, bool failed, int exit_code) {
     ql_mfree(s);
 }
 
-static const ql_transport tcp = {"TCP", tcp_start, tcp_poll, tcp_stop, tcp_tell, tcp_hear, tcp_close, true};
+static const ql_transport tcp = {"TCP", tcp_start, tcp_poll, tcp_stop, tcp_tell, tcp_hear, tcp_close, true, NULL, NULL};
 
 /* ---- how they find each other --------------------------------------------------------------------------------------------------- */
 

@@ -1,12 +1,14 @@
 #include "host/log.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-static bool json_lines, over_line;
+static bool json_lines;
+static atomic_bool over_line; /* the watchdog of ranks speaks beside the main thread */
 static ql_level least_level = QL_INFO;
 static const char *const level_name[] = {"debug", "info", "warning", "error"};
 

@@ -172,6 +172,28 @@ static void a_missing_rank_is_named_after_the_deadline(void **state) {
     assert_ok(ql_dir_remove(dir));
 }
 
+/* Rank 2 stands still, rank 1 waits for it, and rank 0, who is the first to lose patience, for rank 1. */
+static ql_status wait_in_a_row(player *p) {
+    int me = ql_comm_rank(p->comm);
+    char out = 0, in;
+    if (me == 1) usleep(150000);
+    if (me == 2) usleep(900000);
+    const ql_message from = {me + 1, &in, 1}, to = {me - 1, &out, 1};
+    if (me > 0)
+        QL_TRY(ql_comm_exchange(p->comm, me == 2 ? "passing on" : "receiving", me == 2 ? &to : NULL, me == 2, &from,
+                                me == 1));
+    return ql_comm_exchange(p->comm, "passing on", &to, me == 1, &from, me == 0);
+}
+
+static void the_first_of_those_who_wait_is_named(void **state) {
+    (void)state;
+    player players[3];
+    play(3, 0.3, wait_in_a_row, NULL, players);
+    for (int r = 0; r < 3; r++) assert_int_equal(players[r].status, QL_INTERRUPTED);
+    assert_non_null(strstr(players[0].text, "rank 1: rank 2 has been missing"));
+    assert_non_null(strstr(players[1].text, "rank 2 has been missing"));
+}
+
 /* ---- sums --------------------------------------------------------------------------------------------------------------------- */
 
 enum { K = 70 };
@@ -299,6 +321,7 @@ int main(void) {
         cmocka_unit_test(a_rank_that_differs_is_named_with_the_field),
         cmocka_unit_test(a_failure_is_everyones),
         cmocka_unit_test(a_missing_rank_is_named_after_the_deadline),
+        cmocka_unit_test(the_first_of_those_who_wait_is_named),
         cmocka_unit_test(sums_do_not_show_the_ranks),
         cmocka_unit_test(rows_and_owners_are_dealt_out),
     };

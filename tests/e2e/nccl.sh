@@ -47,6 +47,12 @@ FAKE_NCCL=stall:1 ranks 2 stalled "${rtn[@]}" --comm-timeout 2 || code=$?
 grep -q 'rank 1 has been missing for 2 s' "$tmp/stderr" || said "stalled: nobody misses rank 1"
 holds "$tmp/stalled.work/flight-rank-0.json" 'j["transport"] == "NCCL" and j["steps"][-1]["done_s"] is None'
 
+# NCCL finds in the background that the network is gone: the watchdog asks, and ends the job long before any deadline.
+begin=$SECONDS code=0
+FAKE_NCCL=break:1 ranks 2 broken "${gptq[@]}" || code=$?
+[ "$code" -eq 75 ] && [ $((SECONDS - begin)) -lt 60 ] || said "broken: exit code $code after $((SECONDS - begin)) s"
+grep -q 'rank 1 behind step .*NCCL: between two steps: remote error' "$tmp/stderr" || said "broken: nobody says so"
+
 # ---- torchrun's variables, without MPI ------------------------------------------------------------------------------------------
 export MASTER_ADDR=127.0.0.1 MASTER_PORT LD_LIBRARY_PATH="$build/fake_nccl${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 MASTER_PORT=$((20000 + $$ % 10000))
@@ -84,11 +90,13 @@ wait
 [ "$codes" = " 0" ] || said "torchrun, a stranger: exit code$codes"
 same_files "$tmp/rtn" "$tmp/knocked"
 
-# A rank that never comes; one that stands still in the middle of a message, and has to be killed.
+# A rank that never comes; one that hangs in a call of NCCL, which nobody but its own watchdog can end.
 torchrun 3 "0 2" late --comm-timeout 2
 [ "$codes" = " 75 75" ] && grep -q 'rank 1 has not come to 127.0.0.1 for 2 s' "$tmp/stderr" || said "torchrun: exit codes$codes without rank 1"
-limit=8 FAKE_NCCL=stall:1 torchrun 2 "0 1" stalled-torch --comm-timeout 2
-[ "$codes" = " 75 137" ] && grep -q 'rank 1 has been missing for 2 s' "$tmp/stderr" || said "torchrun: exit codes$codes, rank 1 stands still"
+FAKE_NCCL=stall:1 torchrun 2 "0 1" stalled-torch --comm-timeout 2
+[ "$codes" = " 75 75" ] && grep -q 'rank 1 has been missing for 2 s' "$tmp/stderr" || said "torchrun: exit codes$codes, rank 1 stands still"
+grep -q 'rank 1 hangs in step .* for more than 2 s' "$tmp/stderr" || said "torchrun: rank 1 does not say that it hangs"
+holds "$tmp/stalled-torch.work/flight-rank-1.json" 'j["transport"] == "NCCL" and j["steps"][-1]["done_s"] is None'
 
 # Nothing carries what is computed without NCCL, or without a GPU.
 rm -f "$tmp"/stderr.*

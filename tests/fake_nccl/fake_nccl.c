@@ -7,8 +7,11 @@
  *
  *   FAKE_NCCL=refuse     connecting fails on all ranks, as with two of them on one GPU
  *   FAKE_NCCL=stall:R    rank R stands still for good at the end of its STALL_AT-th group, of which no byte moves
+ *   FAKE_NCCL=break:R    rank R's network is gone after its STALL_AT-th group: who asks from another thread than the one that connected
+ *                        is told so (the one that connected would notice only in its next group)
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -43,7 +46,8 @@ typedef struct call {
 struct ncclComm {
     shared *all;
     int rank, ranks, late, groups;
-    bool connected, stalls;
+    bool connected, stalls, breaks;
+    pthread_t owner;
     char file[128];
     call calls[CALLS];
     int count; /* of the group; on the stream when late is 0 */
@@ -104,6 +108,9 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id
     char stall[16];
     snprintf(stall, sizeof stall, "stall:%d", rank);
     only->stalls = fake_is(stall);
+    snprintf(stall, sizeof stall, "break:%d", rank);
+    only->breaks = fake_is(stall);
+    only->owner = pthread_self();
     emulated_beside(busy);
     *comm = only;
     return ncclInProgress;
@@ -112,6 +119,10 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int ranks, ncclUniqueId id
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error) {
     *error = ncclInProgress;
     bool all = true;
+    if (comm->breaks && comm->groups >= STALL_AT && !pthread_equal(pthread_self(), comm->owner)) {
+        *error = ncclRemoteError;
+        return ncclSuccess;
+    }
     for (int r = 0; r < comm->ranks; r++) all = all && comm->all->here[r];
     if (!all) return ncclSuccess;
     if (!comm->connected && comm->rank == 0) unlink(comm->file);
@@ -165,5 +176,7 @@ ncclResult_t ncclCommAbort(ncclComm_t comm) {
     return ncclSuccess;
 }
 
-const char *ncclGetErrorString(ncclResult_t result) { return result == ncclInvalidUsage ? "invalid usage" : "error"; }
+const char *ncclGetErrorString(ncclResult_t result) {
+    return result == ncclInvalidUsage ? "invalid usage" : result == ncclRemoteError ? "remote error" : "error";
+}
 const char *ncclGetLastError(ncclComm_t comm) { return comm && fake_is("refuse") ? "Duplicate GPU detected" : ""; }
