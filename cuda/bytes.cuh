@@ -1,4 +1,5 @@
-/* Products of bytes, I8 and F8, on every GPU since Ampere, and what Hopper's kernels (cuda/bytes_sm90.cuh) share with them.
+/* Products of bytes, I8 and F8, and of halves, which are two of them (cuda/dense.cu), on every GPU since Ampere, and what Hopper's kernels
+ * (cuda/bytes_sm90.cuh) share with them.
  *
  *   y[m][n] = x[m][k] W[n][k]^T + bias[n]
  *
@@ -11,6 +12,7 @@
  * A TYPE says what a byte is:
  *   SUM                           int32_t or float
  *   SHIFT                         what prepare_x subtracts from U8
+ *   WIDTH                         bytes of an element; where it is more than one, rows may begin anywhere
  *   operand                       four words of ldmatrix as operands of mma: prepare_w(bytes, product), prepare_x
  *   multiply(sum, a, b, half)     32 bytes of K: all of a, half 0 or 1 of b
  *   unit(product)                 what the sums have to be multiplied with */
@@ -19,6 +21,7 @@
 
 #include "cuda/product.cuh"
 #include "cuda/ptx.cuh"
+#include "host/tiles.h"
 
 enum { K_BYTES = 128, BAND = 8 }; /* K of a tile; tiles along the outputs that share x in the L2 cache */
 
@@ -26,10 +29,10 @@ typedef struct byte_job {
     ql_product product;
     ql_packed packed;
     ql_arguments arguments;
-    const uint8_t *w, *x; /* W [n][k], x [m][x_ld] */
-    int64_t m, n, k, x_ld;
-    int shift;  /* what has been subtracted from U8 */
-    int splits; /* blocks that share a tile's K */
+    const uint8_t *w, *x;  /* W [n][k], x [m][x_ld] */
+    int64_t m, n, k, x_ld; /* k and x_ld in bytes */
+    int shift;             /* what has been subtracted from U8 */
+    int splits;            /* blocks that share a tile's K */
     void *partial;
 } byte_job;
 
@@ -166,27 +169,43 @@ static __device__ __forceinline__ int chunk_at(int row, int chunk) {
     return row * K_BYTES + ((chunk ^ (row & 7)) << 4);
 }
 
-/* Rows of W, then rows of x; zeros stand for what lies outside. */
-template <typename TILE>
-static __device__ __forceinline__ void load_stage(const byte_job *j, tile_place place, int64_t step, uint8_t *stage) {
-    for (int i = threadIdx.x; i < TILE::ROWS * 8; i += BYTE_THREADS) {
-        int row = i / 8, chunk = i % 8;
-        bool is_x = row >= TILE::OUTPUTS;
-        const uint8_t *from = is_x ? j->x : j->w;
-        int64_t line = is_x ? place.token + row - TILE::OUTPUTS : place.output + row,
-                byte = step * K_BYTES + chunk * 16;
-        bool inside = line < (is_x ? j->m : j->n) && byte < j->k;
-        ptx_copy(stage + chunk_at(row, chunk), inside ? from + line * (is_x ? j->x_ld : j->k) + byte : from,
-                 inside ? 16 : 0);
+/* Values one by one, zeros behind the last of `bytes`: for rows that begin elsewhere than on multiples of 16 bytes.  The barriers that
+ * wait for copies are barriers for them, too. */
+static __device__ __forceinline__ void copy_halves(uint8_t *to, const uint8_t *from, int bytes) {
+#pragma unroll 1
+    for (int i = 0; i < 16; i += 2) *(uint16_t *)(to + i) = i < bytes ? *(const uint16_t *)(from + i) : (uint16_t)0;
+}
+
+/* Chunk `chunk` of a step, of row `row` of a tile: rows of W, then rows of x; zeros stand for what lies outside. */
+template <typename TYPE>
+static __device__ __forceinline__ void load_chunk(const byte_job *j, tile_place place, int outputs, int64_t step,
+                                                  int row, int chunk, uint8_t *stage) {
+    bool is_x = row >= outputs;
+    const uint8_t *from = is_x ? j->x : j->w;
+    int64_t line = is_x ? place.token + row - outputs : place.output + row, pitch = is_x ? j->x_ld : j->k,
+            byte = step * K_BYTES + chunk * 16;
+    bool inside = line < (is_x ? j->m : j->n) && byte < j->k;
+    const uint8_t *source = inside ? from + line * pitch + byte : from;
+    if constexpr (TYPE::WIDTH == 1) ptx_copy(stage + chunk_at(row, chunk), source, inside ? 16 : 0);
+    else {
+        const int bytes = inside ? j->k - byte < 16 ? (int)(j->k - byte) : 16 : 0;
+        if (((uint64_t)(uintptr_t)from | (uint64_t)pitch) % 16 == 0)
+            ptx_copy(stage + chunk_at(row, chunk), source, bytes);
+        else copy_halves(stage + chunk_at(row, chunk), source, bytes);
     }
 }
 
-/* Adds the 128 bytes of a stage to the sums of a warp. */
-template <typename TYPE, typename TILE, int M16, int N8>
-static __device__ __forceinline__ void multiply_stage(const byte_job *j, const uint8_t *stage,
-                                                      typename TYPE::SUM (&sum)[M16][N8][4]) {
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int output = warp / ALONG * M16 * 16, token = TILE::OUTPUTS + warp % ALONG * N8 * 8;
+template <typename TYPE, typename TILE>
+static __device__ __forceinline__ void load_stage(const byte_job *j, tile_place place, int64_t step, uint8_t *stage) {
+    for (int i = threadIdx.x; i < TILE::ROWS * 8; i += BYTE_THREADS)
+        load_chunk<TYPE>(j, place, TILE::OUTPUTS, step, i / 8, i % 8, stage);
+}
+
+/* Adds the 128 bytes of a stage, of rows from `output` and from `token` on, to the sums of a warp. */
+template <typename TYPE, int M16, int N8>
+static __device__ __forceinline__ void multiply_rows(const byte_job *j, const uint8_t *stage, int output, int token,
+                                                     typename TYPE::SUM (&sum)[M16][N8][4]) {
+    int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int half = 0; half < 2; half++) { /* 64 bytes: what one ldmatrix brings for 8 tokens */
         typename TYPE::operand a[M16][2];
@@ -210,6 +229,13 @@ static __device__ __forceinline__ void multiply_stage(const byte_job *j, const u
             }
         }
     }
+}
+
+template <typename TYPE, typename TILE, int M16, int N8>
+static __device__ __forceinline__ void multiply_stage(const byte_job *j, const uint8_t *stage,
+                                                      typename TYPE::SUM (&sum)[M16][N8][4]) {
+    int warp = threadIdx.x / WARP;
+    multiply_rows<TYPE>(j, stage, warp / ALONG * M16 * 16, TILE::OUTPUTS + warp % ALONG * N8 * 8, sum);
 }
 
 /* Scale of 128 inputs of a token times that of the block of W. */
@@ -239,6 +265,33 @@ static __device__ __forceinline__ void promote(const byte_job *j, tile_place pla
         }
 }
 
+/* Which steps are the last of their segment, asked in their order: no division on the way. */
+struct segment_clock {
+    int64_t steps, end;
+    int segment;
+
+    __device__ __forceinline__ explicit segment_clock(int64_t all) : steps(all), end(0), segment(0) { move_on(0); }
+    __device__ __forceinline__ void move_on(int64_t done) { /* past empty ones, too */
+        do end = ql_segment_begin(steps, ++segment);
+        while (end <= done && segment < QL_SEGMENTS);
+    }
+    __device__ __forceinline__ bool ends_behind(int64_t step) {
+        if (step + 1 != end) return false;
+        move_on(step + 1);
+        return true;
+    }
+};
+
+/* total += sum, sum = 0. */
+template <int M16, int N8>
+static __device__ __forceinline__ void close_segment(float (&sum)[M16][N8][4], float (&total)[M16][N8][4]) {
+#pragma unroll
+    for (int i = 0; i < M16 * N8 * 4; i++) {
+        total[i / 4 / N8][i / 4 % N8][i % 4] += sum[i / 4 / N8][i / 4 % N8][i % 4];
+        sum[i / 4 / N8][i / 4 % N8][i % 4] = 0;
+    }
+}
+
 /* The sums of a warp to the tile [TOKENS][OUTPUTS + 4]: the lanes of a store hit 32 banks. */
 template <typename TILE, typename SUM, int M16, int N8>
 static __device__ __forceinline__ void spread_sums(const SUM (&sum)[M16][N8][4], SUM unit, SUM *tile) {
@@ -255,32 +308,38 @@ static __device__ __forceinline__ void spread_sums(const SUM (&sum)[M16][N8][4],
             }
 }
 
-template <typename TYPE, bool BLOCKS, int M16, int N8, int RING>
+/* One sum per result; or sums of 128 inputs, each times its scale; or sums of segments of K (host/tiles.h), added in their order. */
+enum byte_sums { WHOLE, BLOCKS, SEGMENTS };
+
+template <typename TYPE, byte_sums KIND, int M16, int N8, int RING>
 static __global__ void __launch_bounds__(BYTE_THREADS) byte_kernel(byte_job j) {
     typedef byte_tile<M16, N8, RING> TILE;
     typedef typename TYPE::SUM SUM;
     DYNAMIC_SHARED(ring);
     tile_place place = place_of(blockIdx.x, &j, TILE::OUTPUTS, TILE::TOKENS);
     const SUM unit = TYPE::unit(&j.product);
-    SUM sum[M16][N8][4] = {}, total[BLOCKS ? M16 : 1][BLOCKS ? N8 : 1][4] = {};
+    SUM sum[M16][N8][4] = {}, total[KIND != WHOLE ? M16 : 1][KIND != WHOLE ? N8 : 1][4] = {};
+    segment_clock segments(place.last);
 
     for (int s = 0; s < RING - 1; s++) {
-        if (place.first + s < place.last) load_stage<TILE>(&j, place, place.first + s, ring + s * TILE::STAGE);
+        if (place.first + s < place.last) load_stage<TYPE, TILE>(&j, place, place.first + s, ring + s * TILE::STAGE);
         ptx_commit_copies(); /* an empty group too: they are counted */
     }
     int stage = 0, next = RING - 1;
     for (int64_t step = place.first; step < place.last; step++) {
         ptx_wait_copies<RING - 2>();
         __syncthreads(); /* all copies of `stage` have arrived, and all warps have left `next` */
-        if (step + RING - 1 < place.last) load_stage<TILE>(&j, place, step + RING - 1, ring + next * TILE::STAGE);
+        if (step + RING - 1 < place.last) load_stage<TYPE, TILE>(&j, place, step + RING - 1, ring + next * TILE::STAGE);
         ptx_commit_copies();
         multiply_stage<TYPE, TILE>(&j, ring + stage * TILE::STAGE, sum);
-        if constexpr (BLOCKS) promote(&j, place, step, unit, sum, total);
+        if constexpr (KIND == BLOCKS) promote(&j, place, step, unit, sum, total);
+        if constexpr (KIND == SEGMENTS)
+            if (segments.ends_behind(step)) close_segment(sum, total);
         next = stage, stage = stage + 1 == RING ? 0 : stage + 1;
     }
     ptx_wait_copies<0>();
     __syncthreads();
-    if constexpr (BLOCKS) spread_sums<TILE>(total, (SUM)1, (SUM *)ring);
+    if constexpr (KIND != WHOLE) spread_sums<TILE>(total, (SUM)1, (SUM *)ring);
     else spread_sums<TILE>(sum, unit, (SUM *)ring);
     __syncthreads();
     store_tile<TILE::OUTPUTS, TILE::TOKENS>(&j, place, (const SUM *)ring, threadIdx.x / WARP, BYTE_WARPS);
@@ -317,23 +376,28 @@ template <typename SUM> static ql_status finish_bytes(const byte_job *j, cudaStr
     return QL_OK;
 }
 
-template <typename TYPE, bool BLOCKS, int M16, int N8, int RING> struct byte_family {
+template <typename TYPE, byte_sums KIND, int M16, int N8, int RING> struct byte_family {
     typedef byte_tile<M16, N8, RING> TILE;
 
     static size_t workspace(const ql_product *p, int64_t m, int workers) {
         return partial_bytes(p, m, workers, TILE::PER_SM, TILE::OUTPUTS, TILE::TOKENS);
     }
 
+    static ql_status launch(const byte_job *job, cudaStream_t stream) {
+        int64_t tiles = byte_tiles(&job->product, job->m, TILE::OUTPUTS, TILE::TOKENS);
+        auto byte_products = byte_kernel<TYPE, KIND, M16, N8, RING>;
+        LAUNCH_SHARED(stream, byte_products, tiles * job->splits, BYTE_THREADS, TILE::SHARED, *job);
+        return QL_OK;
+    }
+
     static ql_status run(const ql_plan *plan, const ql_arguments *a, void *workspace, void *on) {
-        const ql_product *p = &plan->product;
         cudaStream_t stream = (cudaStream_t)on;
-        int64_t m = a->x.rows, tiles = byte_tiles(p, m, TILE::OUTPUTS, TILE::TOKENS);
         byte_job job =
-            byte_job_of(plan, a, workspace, splits_of(p, m, plan->workers, TILE::PER_SM, TILE::OUTPUTS, TILE::TOKENS));
+            byte_job_of(plan, a, workspace,
+                        splits_of(&plan->product, a->x.rows, plan->workers, TILE::PER_SM, TILE::OUTPUTS, TILE::TOKENS));
         job.shift = TYPE::SHIFT;
         QL_TRY(begin_bytes(&job, stream));
-        auto byte_products = byte_kernel<TYPE, BLOCKS, M16, N8, RING>;
-        LAUNCH_SHARED(stream, byte_products, tiles * job.splits, BYTE_THREADS, TILE::SHARED, job);
+        QL_TRY(launch(&job, stream));
         return finish_bytes<typename TYPE::SUM>(&job, stream);
     }
 };

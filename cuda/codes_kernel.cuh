@@ -381,14 +381,6 @@ static __device__ __forceinline__ void add_warps(codes_sums<T, Shape> &sums, con
     }
 }
 
-/* ql_store_value for the types that y has here, in few instructions: it stands in the code once per sum of a thread. */
-static __device__ __forceinline__ void store_value(const ql_mat &y, int64_t m, int64_t n, float value) {
-    int64_t at = m * y.ld + n;
-    if (y.dtype == QL_F32) ((float *)y.data)[at] = value;
-    else
-        ((uint16_t *)y.data)[at] = (uint16_t)(y.dtype == QL_F16 ? ptx_pack_f16x2(value, 0) : ptx_pack_bf16x2(value, 0));
-}
-
 template <typename T, class Shape>
 static __device__ __forceinline__ void store_values(const codes_job &job, codes_step at, const codes_place<Shape> &p,
                                                     const codes_sums<T, Shape> &sums) {

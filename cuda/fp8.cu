@@ -14,7 +14,7 @@
 
 struct fp8_type {
     typedef float SUM;
-    enum { SHIFT = 0 };
+    enum { SHIFT = 0, WIDTH = 1 };
     struct operand {
         uint32_t low[4], high[4]; /* of each word of ldmatrix, bytes 0, 1 and bytes 2, 3 as FP16 */
     };
@@ -111,12 +111,12 @@ static ql_status takes_fast_sm90(const ql_product *p, int arch) {
 }
 
 /* Tiles as in cuda/int8.cu; 256 tokens leave no registers for sums beside the accumulators. */
-typedef byte_family<fp8_type, false, 1, 1, 6> few;
-typedef byte_family<fp8_type, false, 1, 4, 4> some;
-typedef byte_family<fp8_type, false, 2, 8, 3> many;
-typedef byte_family<fp8_type, true, 1, 1, 6> few_blocks;
-typedef byte_family<fp8_type, true, 1, 4, 4> some_blocks;
-typedef byte_family<fp8_type, true, 2, 8, 3> many_blocks;
+typedef byte_family<fp8_type, WHOLE, 1, 1, 6> few;
+typedef byte_family<fp8_type, WHOLE, 1, 4, 4> some;
+typedef byte_family<fp8_type, WHOLE, 2, 8, 3> many;
+typedef byte_family<fp8_type, BLOCKS, 1, 1, 6> few_blocks;
+typedef byte_family<fp8_type, BLOCKS, 1, 4, 4> some_blocks;
+typedef byte_family<fp8_type, BLOCKS, 2, 8, 3> many_blocks;
 typedef hopper_family<fp8_type, PROMOTED, 16, 6, 2> few_sm90;
 typedef hopper_family<fp8_type, PROMOTED, 64, 8, 1> some_sm90;
 typedef hopper_family<fp8_type, PROMOTED, 128, 6, 1> many_sm90;

@@ -11,7 +11,7 @@
 
 struct int8_type {
     typedef int32_t SUM;
-    enum { SHIFT = 128 };
+    enum { SHIFT = 128, WIDTH = 1 };
     struct operand {
         uint32_t word[4];
     };
@@ -50,9 +50,9 @@ static ql_status takes_sm90(const ql_product *p, int arch) {
 
 /* On every GPU 64 outputs x 16 tokens, so that weights stream through many small blocks, 64 x 64, and 128 x 128; on Hopper 128 outputs
  * x 16, 64 and 256. */
-typedef byte_family<int8_type, false, 1, 1, 6> few;
-typedef byte_family<int8_type, false, 1, 4, 4> some;
-typedef byte_family<int8_type, false, 2, 8, 3> many;
+typedef byte_family<int8_type, WHOLE, 1, 1, 6> few;
+typedef byte_family<int8_type, WHOLE, 1, 4, 4> some;
+typedef byte_family<int8_type, WHOLE, 2, 8, 3> many;
 typedef hopper_family<int8_type, RUNNING, 16, 6, 2> few_sm90;
 typedef hopper_family<int8_type, RUNNING, 64, 8, 1> some_sm90;
 typedef hopper_family<int8_type, RUNNING, 256, 4, 1> many_sm90;

@@ -10,6 +10,8 @@ static const struct {
     int count;
 } families[] = {
     {&ql_product_dense, 1},
+    {&ql_dense, 1},
+    {&ql_dense_f32, 1},
     {ql_fp8_kernels, QL_FP8_KERNELS},
     {ql_int8_kernels, QL_INT8_KERNELS},
     {&ql_codes_dense, 1},

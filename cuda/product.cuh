@@ -3,6 +3,7 @@
 #define CUDA_PRODUCT_CUH
 
 #include "cuda/device.cuh"
+#include "cuda/ptx.cuh"
 #include "host/product.h"
 
 extern "C" {
@@ -16,6 +17,8 @@ extern const ql_kernel ql_w3a16_sm90, ql_w4a16_sm90_kernels[QL_WIDE_KERNELS]; /*
 extern const ql_kernel ql_w4a8_kernels[QL_W4A8_KERNELS];                      /* codes of 4 bits times I8 */
 extern const ql_kernel ql_codes_dense;   /* codes times 1024 tokens and more, where FAST allows it */
 extern const ql_kernel ql_product_dense; /* through cuBLASLt */
+extern const ql_kernel ql_dense;         /* F16 or BF16: the same bits in every batch */
+extern const ql_kernel ql_dense_f32;     /* F32, F16 and BF16 in any pair: likewise */
 extern const ql_kernel ql_product_any;   /* every product, on every GPU, slowly */
 }
 
@@ -65,6 +68,14 @@ static __device__ __forceinline__ void ql_store_value(const ql_arguments *a, int
     case QL_BF16: row_of<uint16_t>(a->y, m)[n] = ql_f32_to_bf16(value); return;
     default: row_of<uint8_t>(a->y, m)[n] = ql_f32_to_e4m3(value / *(const float *)a->y_scale.data);
     }
+}
+
+/* The same for F32, F16 and BF16, in few instructions: for kernels in whose code it stands once per sum of a thread. */
+static __device__ __forceinline__ void store_value(const ql_mat &y, int64_t m, int64_t n, float value) {
+    int64_t at = m * y.ld + n;
+    if (y.dtype == QL_F32) ((float *)y.data)[at] = value;
+    else
+        ((uint16_t *)y.data)[at] = (uint16_t)(y.dtype == QL_F16 ? ptx_pack_f16x2(value, 0) : ptx_pack_bf16x2(value, 0));
 }
 
 #endif

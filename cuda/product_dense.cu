@@ -77,6 +77,9 @@ ql_status ql_dense_multiply(cublasLtHandle_t blas, dense_call *call, const cubla
 static ql_status takes(const ql_product *p, int) {
     if (p->w != QL_F32 && p->w != QL_F16 && p->w != QL_BF16)
         return ql_fail(QL_UNSUPPORTED, "dense.cublaslt: w is %s, expected F32, F16 or BF16", ql_dtype_name(p->w));
+    if (p->x != p->w)
+        return ql_fail(QL_UNSUPPORTED, "dense.cublaslt: x is %s, expected the type of w, %s", ql_dtype_name(p->x),
+                       ql_dtype_name(p->w));
     if (p->y != p->x && p->y != QL_F32)
         return ql_fail(QL_UNSUPPORTED, "dense.cublaslt: y is %s, expected F32 or the type of x, %s",
                        ql_dtype_name(p->y), ql_dtype_name(p->x));

@@ -99,7 +99,7 @@ static ql_status check_f8(const ql_product *p) {
 }
 
 static ql_status check_dense(const ql_product *p) {
-    QL_TRY(check_x(p, p->x == p->w, "the type of w"));
+    QL_TRY(check_x(p, is_dense(p->x), "F16, BF16 or F32"));
     QL_TRY(check_y(p, false, "F16, BF16 or F32"));
     return check_modes(p, p->x_scale == QL_SCALE_NONE && p->w_scale == QL_SCALE_NONE, "NONE with NONE");
 }

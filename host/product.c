@@ -29,7 +29,7 @@ static ql_status check_x(const ql_product *p, ql_mat x) {
     if (x.rows > p->m_max)
         return ql_fail(QL_INVALID, "execute: x: has %lld rows, the plan was made for at most %lld", (long long)x.rows,
                        (long long)p->m_max);
-    if (p->x == p->w && size > 1) return QL_OK;
+    if (ql_dtype_size(p->w) > 1) return QL_OK;
     if ((uintptr_t)x.data % ROW_ALIGN || (x.rows > 1 && pitch % ROW_ALIGN))
         return ql_fail(QL_INVALID, "execute: x: begins at %p with %zu bytes per row, expected multiples of %d", x.data,
                        pitch, ROW_ALIGN);

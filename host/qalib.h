@@ -402,15 +402,15 @@ QL_API ql_status ql_kld(ql_ctx *ctx, ql_mat base, ql_mat logits, ql_mat kld, ql_
  *   I8          I8, U8 with x_zero TENSOR or ROW, TENSOR or ROW                  F16, BF16, F32
  *   I8          I8                 NONE, NONE                                    I32, exact (modulo 2^32)
  *   F8_E4M3, F8_E5M2, each         TENSOR or ROW, TENSOR or ROW; BLOCK, BLOCK    F16, BF16, F32, F8_E4M3
- *   F16, BF16, F32, x as w         NONE, NONE                                    F16, BF16, F32
+ *   F16, BF16, F32, each           NONE, NONE                                    F16, BF16, F32
  *
  * k: a multiple of 32 for codes, of 16 for values of 8 bits; at most 131072 for I8 with I8 and 65536 with U8, so that no sum
  * of products leaves 32 bits (unless every product of the longest is (-128)^2).  n: any.  Any other combination is QL_UNSUPPORTED.
  *
  * Arithmetic.  Group scales multiply the exact integer code - zero.  I8: exact sums.  Everything else: sums in FP32 in an order
  * fixed by the plan (FP8 on tensor cores: see ql_accumulation).  Then value = (sum * x_scale) * w_scale + bias in FP32, rounded
- * once, to nearest even: beyond the range of F16 and BF16 becomes infinite, of F8_E4M3 becomes +-448.  (Dense products on a GPU
- * round the bias to y's type before.) */
+ * once, to nearest even: beyond the range of F16 and BF16 becomes infinite, of F8_E4M3 becomes +-448.  Dense operands of two types are
+ * widened to FP32, exactly.  (Dense products of one type on a GPU round the bias to y's type before, unless QL_ANY_BATCH.) */
 
 /* FP8 on tensor cores: partial sums are added to FP32 every 128 inputs, or never (about 14 bits of each partial sum remain).  Codes times
  * halves: with FAST, (code - zero) * scale may be rounded to x's type for many tokens. */

@@ -86,6 +86,11 @@ QL_BOTH int64_t ql_split_worker(ql_split s, int64_t step) {
     return step < more * (each + 1) ? step / (each + 1) : more + (step - more * (each + 1)) / each;
 }
 
+/* A sum whose bits may not depend on who computes it: `steps` steps along k in QL_SEGMENTS segments that differ by at most one step,
+ * perhaps empty.  The steps of a segment are added in their order, then the segments in theirs, by one worker or by several. */
+enum { QL_SEGMENTS = 4 };
+QL_BOTH int64_t ql_segment_begin(int64_t steps, int segment) { return steps * segment / QL_SEGMENTS; }
+
 /* Where a worker leaves the partial sum of a tile: a run has at most one that does not begin with its tile and one that does. */
 QL_BOTH int64_t ql_split_slot(ql_split s, int64_t worker, int64_t tile) {
     return 2 * worker + (ql_split_begin(s, worker) <= tile * s.steps);

@@ -1,4 +1,4 @@
-/* Dense products: every type, operands that do not lie as planned, and measured choices. */
+/* Dense products: every type and pair of types, rows in any batch, operands that do not lie as planned, and measured choices. */
 #include "tests/product.h"
 
 #include <unistd.h>
@@ -9,12 +9,13 @@
 #include "host/product.h"
 #include "tests/ref.h"
 
+static const ql_dtype types[] = {QL_F32, QL_F16, QL_BF16};
+
 static ql_product dense(ql_dtype type, ql_dtype y, int64_t n, int64_t k, int64_t m_max) {
     return (ql_product){.n = n, .k = k, .m_max = m_max, .x = type, .w = type, .y = y};
 }
 
 static void dense_every_type(void **state) {
-    const ql_dtype types[] = {QL_F32, QL_F16, QL_BF16};
     for (int i = 0; i < 18; i++) {
         ql_product p = dense(types[i % 3], types[i / 3 % 3], i < 9 ? 80 : 67, i < 9 ? 192 : 37, 40);
         p.bias = i % 2;
@@ -52,6 +53,94 @@ static void dense_operands_out_of_line(void **state) {
     execute_product(b, b->ctx, plan, &a);
     assert_close(result_of(b, a.y), truth_of(b, &o), bound_of(&p));
     ql_plan_free(plan);
+}
+
+/* ---- pairs of types, and rows in any batch ------------------------------------------------------------------------------------------ */
+
+static ql_product any_batch(int pair, ql_dtype y, int64_t n, int64_t k, int64_t m_max) {
+    ql_product p = dense(types[pair % 3], y, n, k, m_max);
+    p.w = types[pair / 3], p.repeat = QL_ANY_BATCH;
+    return p;
+}
+
+/* Operands of one type go to cuBLASLt unless rows must not hang on their batch; no product goes to the kernel for everything. */
+static void dense_kernels_are_chosen(void **state) {
+    backend *b = *state;
+    for (int i = 0; i < 18 && !is_cpu(b); i++) {
+        ql_product p = any_batch(i % 9, QL_F32, 70, 64, 130);
+        const char *expected = p.x == p.w && p.x != QL_F32 ? "dense.sm80" : "dense_f32.sm80";
+        if (i >= 9) p.repeat = QL_SAME_CALL;
+        if (i >= 9 && p.x == p.w) expected = "dense.cublaslt";
+        ql_plan *plan = make_plan(b->ctx, &p);
+        assert_string_equal(ql_plan_describe(plan, 1), expected);
+        assert_string_equal(ql_plan_describe(plan, 130), expected);
+        ql_plan_free(plan);
+    }
+}
+
+/* x and w of each type, to each type, for few tokens, some and many. */
+static void dense_every_pair(void **state) {
+    static const int64_t m[] = {5, 33, 70};
+    for (int i = 0; i < 27; i++) {
+        ql_product p = any_batch(i % 9, types[i / 9], 70, 72, 70);
+        p.bias = i % 2;
+        check_product(*state, p, m[(i + i / 9) % 3]);
+    }
+}
+
+/* Ends of segments, stages and rows: one input to several steps of every segment, also where rows do not begin on 16 bytes. */
+static void dense_tails(void **state) {
+    static const int64_t k[] = {1, 7, 8, 37, 63, 64, 65, 128, 129, 200, 264, 520, 1032}, n[] = {1, 31, 32, 33, 65, 129};
+    static const int pairs[] = {4, 8, 0, 5};
+    for (int i = 0; i < 26; i++)
+        check_product(*state, any_batch(pairs[i % 4], QL_F32, n[i % 6], k[i % 13], 130), i % 3 ? 1 + i % 2 * 16 : 66);
+}
+
+/* A row has the same bits alone and among others, wherever it stands. */
+static void check_rows(backend *b, ql_product p, int64_t step) {
+    const int64_t most = p.m_max;
+    operands o = make_operands(b, p, most);
+    ql_plan *plan = make_plan(b->ctx, &p);
+    ql_arguments all = arguments_of(b, &o, pack_operands(b, plan, &o)), some = all;
+    execute_product(b, b->ctx, plan, &all);
+    ql_mat y = result_of(b, all.y);
+    assert_close(y, truth_of(b, &o), bound_of(&p));
+    for (int64_t m = 1; m < most; m += step) {
+        const int64_t first = m * 7 % (most - m + 1);
+        some.x = ql_rows(all.x, first, m), some.y = upload(b, poisoned(b, p.y, m, p.n));
+        execute_product(b, b->ctx, plan, &some);
+        assert_same_bits(result_of(b, some.y), ql_rows(y, first, m));
+    }
+    ql_plan_free(plan);
+}
+
+static void dense_rows_in_any_batch(void **state) {
+    check_rows(*state, any_batch(8, QL_F32, 35, 680, 131), 1);  /* 11 steps: segments of 2, 3, 3 and 3 */
+    check_rows(*state, any_batch(4, QL_BF16, 35, 104, 131), 5); /* two empty segments */
+    check_rows(*state, any_batch(4, QL_F32, 35, 259, 131), 9);  /* rows that begin anywhere */
+    check_rows(*state, any_batch(0, QL_F32, 35, 200, 131), 3);
+    check_rows(*state, any_batch(7, QL_BF16, 35, 67, 131), 9); /* F16 times BF16 */
+    check_rows(*state, any_batch(2, QL_F16, 35, 72, 131), 9);  /* BF16 times F32 */
+}
+
+/* Where x lies changes neither bits nor what stands around y. */
+static void dense_views_keep_the_bits(void **state) {
+    backend *b = *state;
+    for (int pair = 0; pair < 9; pair++) {
+        ql_product p = any_batch(pair, QL_F32, 40, 48, 80);
+        operands o = make_operands(b, p, 70);
+        ql_plan *plan = make_plan(b->ctx, &p);
+        ql_arguments a = arguments_of(b, &o, pack_operands(b, plan, &o)), view = a;
+        ql_mat wide = poisoned_with(b, p.x, 70, 60, 61), x = ql_cols(wide, 3, 48);
+        for (int64_t r = 0; r < 70; r++)
+            for (int64_t c = 0; c < 48; c++) ref_put(x, r, c, ref_at(o.x, r, c));
+        view.x = ql_cols(upload(b, wide), 3, 48);
+        view.y = upload(b, poisoned(b, p.y, 70, p.n));
+        execute_product(b, b->ctx, plan, &a);
+        execute_product(b, b->ctx, plan, &view);
+        assert_same_bits(result_of(b, view.y), result_of(b, a.y));
+        ql_plan_free(plan);
+    }
 }
 
 /* ---- measuring ------------------------------------------------------------------------------------------------------------------- */
@@ -134,6 +223,11 @@ int main(void) {
         cmocka_unit_test(dense_every_type),
         cmocka_unit_test(dense_every_number_of_tokens),
         cmocka_unit_test(dense_operands_out_of_line),
+        cmocka_unit_test(dense_kernels_are_chosen),
+        cmocka_unit_test(dense_every_pair),
+        cmocka_unit_test(dense_tails),
+        cmocka_unit_test(dense_rows_in_any_batch),
+        cmocka_unit_test(dense_views_keep_the_bits),
         cmocka_unit_test(measuring_leaves_a_line_per_bucket),
         cmocka_unit_test(plans_read_what_was_measured),
     };

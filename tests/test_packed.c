@@ -49,7 +49,7 @@ static void plans_name_the_violated_constraint(void **state) {
     REFUSED(eights, p.y = QL_F8_E5M2, QL_UNSUPPORTED, "y is F8_E5M2");
     REFUSED(eights, p.w_scale = QL_SCALE_BLOCK, QL_UNSUPPORTED, "x_scale ROW with w_scale BLOCK");
     REFUSED(eights, p.k = 120, QL_UNSUPPORTED, "k is 120");
-    REFUSED(dense, p.x = QL_F16, QL_UNSUPPORTED, "x is F16, expected the type of w with w F32");
+    REFUSED(dense, p.x = QL_I8, QL_UNSUPPORTED, "x is I8, expected F16, BF16 or F32 with w F32");
     REFUSED(dense, p.w_scale = QL_SCALE_ROW, QL_UNSUPPORTED, "w_scale ROW");
     REFUSED(dense, p.w = QL_F64, QL_UNSUPPORTED, "w is F64");
     REFUSED(dense, p.w = (ql_dtype)99, QL_UNSUPPORTED, "w is ?");

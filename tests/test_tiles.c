@@ -154,6 +154,18 @@ static void split_exhaustively(void **state) {
 }
 
 /* From one tile to the largest layers: nobody works for longer than a tenth, and one step, above the average. */
+/* Segments follow each other without gaps, and none is longer than another by more than a step. */
+static void segments_cover_all_steps(void **state) {
+    (void)state;
+    for (int64_t steps = 0; steps < 70; steps++) {
+        assert_int_equal(ql_segment_begin(steps, 0), 0);
+        assert_int_equal(ql_segment_begin(steps, QL_SEGMENTS), steps);
+        for (int s = 0; s < QL_SEGMENTS; s++)
+            assert_in_range(ql_segment_begin(steps, s + 1) - ql_segment_begin(steps, s), steps / QL_SEGMENTS,
+                            (steps + QL_SEGMENTS - 1) / QL_SEGMENTS);
+    }
+}
+
 static void split_keeps_workers_busy(void **state) {
     (void)state;
     enum { STEPS = 32 };
@@ -172,7 +184,7 @@ int main(void) {
         cmocka_unit_test(tiles_pack_and_back),         cmocka_unit_test(tiles_follow_the_fragments),
         cmocka_unit_test(tiles_pairs_in_halves),       cmocka_unit_test(tiles_nibbles_as_bytes),
         cmocka_unit_test(tiles_in_bounds_and_aligned), cmocka_unit_test(split_exhaustively),
-        cmocka_unit_test(split_keeps_workers_busy),
+        cmocka_unit_test(split_keeps_workers_busy),    cmocka_unit_test(segments_cover_all_steps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
