@@ -24,16 +24,15 @@ static ql_status upload_rope(forward *f, int64_t seq_len, ql_arena *device) {
     return status;
 }
 
-ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len, int64_t max_rows, ql_arena *device,
-                       forward *out) {
-    *out = (forward){.ctx = ctx, .config = config};
+ql_status forward_open(ql_ctx *ctx, const model_config *config, ql_dtype precision, int64_t seq_len, int64_t max_rows,
+                       ql_arena *device, forward *out) {
+    *out = (forward){.ctx = ctx, .config = config, .precision = precision, .max_rows = max_rows, .device = device};
     int64_t q_width = config->heads * config->head_dim, kv_width = config->kv_heads * config->head_dim;
     const struct {
         ql_mat *mat;
         int64_t width;
     } buffers[] = {
         {&out->norm, config->hidden},
-        {&out->add, config->hidden},
         {&out->q, q_width},
         {&out->k, kv_width},
         {&out->v, kv_width},
@@ -43,8 +42,12 @@ ql_status forward_open(ql_ctx *ctx, const model_config *config, int64_t seq_len,
     };
     QL_TRY(upload_rope(out, seq_len, device));
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
-        QL_TRY(ql_arena_mat(device, QL_F32, max_rows, buffers[i].width, buffers[i].mat));
-    return QL_OK;
+        QL_TRY(ql_arena_mat(device, precision, max_rows, buffers[i].width, buffers[i].mat));
+    return ql_arena_mat(device, QL_F32, max_rows, config->hidden, &out->add);
+}
+
+void forward_close(forward *f) {
+    for (linear_id id = 0; id < LINEARS; id++) ql_plan_free(f->plan[id]);
 }
 
 ql_status forward_open_inputs(forward *f, int64_t max_rows, size_t workspace, ql_arena *device) {
@@ -56,6 +59,45 @@ ql_status forward_open_inputs(forward *f, int64_t max_rows, size_t workspace, ql
     QL_TRY(ql_arena_mat(device, QL_F32, max_rows, ql_groups(widest, FP8_BLOCK), &f->scale));
     QL_TRY(ql_arena_mat(device, QL_I32, 1, max_rows, &f->zero));
     return ql_arena_take(device, workspace + 256, 1, &f->workspace);
+}
+
+/* What o and down give is added to the residual stream, which stays in FP32. */
+static ql_dtype result_type(const forward *f, linear_id id) {
+    return id == LIN_O || id == LIN_DOWN ? QL_F32 : f->precision;
+}
+
+static ql_status widen_workspace(forward *f, size_t bytes) {
+    if (bytes <= f->workspace_bytes) return QL_OK;
+    f->workspace_bytes = bytes;
+    return ql_arena_take(f->device, bytes, 1, &f->workspace);
+}
+
+/* lin->half from the codes, or from the weights that were decoded already.  The two arenas may be one. */
+static ql_status decode_half(forward *f, ql_arena *scratch, ql_arena *device, linear *lin) {
+    bool coded = ql_is_present(lin->q.codes);
+    const ql_qweight *q = &lin->q;
+    ql_mat codes, values = lin->w;
+    QL_TRY(ql_arena_mat(device, QL_BF16, coded ? q->n : values.rows, coded ? q->k : values.cols, &lin->half));
+    ql_mark mark = ql_arena_mark(scratch);
+    if (coded) {
+        QL_TRY(ql_arena_mat(scratch, QL_U8, q->n, q->k, &codes));
+        QL_TRY(ql_arena_mat(scratch, QL_F32, q->n, q->k, &values));
+        QL_TRY(ql_unpack(f->ctx, q->codes, q->grid.bits, codes));
+        QL_TRY(ql_dequantize(f->ctx, codes, &q->grid, values));
+    }
+    QL_TRY(ql_convert(f->ctx, values, lin->half));
+    ql_arena_release(scratch, mark);
+    return QL_OK;
+}
+
+ql_status forward_take_quantized(forward *f, linear_id id, ql_arena *scratch, ql_arena *device, linear *lin) {
+    if (f->precision != QL_BF16) return QL_OK;
+    if (!ql_is_present(lin->q.codes)) return decode_half(f, scratch, device, lin);
+    ql_status status =
+        linear_pack(f->ctx, QL_BF16, result_type(f, id), f->max_rows, scratch, device, lin, &f->plan[id]);
+    if (status == QL_UNSUPPORTED) return decode_half(f, scratch, device, lin);
+    QL_TRY(status);
+    return widen_workspace(f, ql_plan_workspace(lin->plan));
 }
 
 /* The inputs as the runtime rounds them: codes and scale in the buffers of f. */
@@ -93,15 +135,16 @@ static ql_status round_cached(forward *f, ql_mat scale, ql_mat x) {
 }
 
 static ql_status packed_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
-    ql_mat half = ql_cols(ql_rows(f->half, 0, x.rows), 0, x.cols);
+    ql_mat half = x.dtype == QL_F32 ? ql_cols(ql_rows(f->half, 0, x.rows), 0, x.cols) : x;
     const ql_arguments arguments = {.x = half, .weight = lin->packed, .bias = lin->bias, .y = y};
-    QL_TRY(ql_convert(f->ctx, x, half));
+    if (x.dtype == QL_F32) QL_TRY(ql_convert(f->ctx, x, half));
     return ql_execute(lin->plan, &arguments, f->workspace, ql_ctx_stream(f->ctx));
 }
 
 ql_status linear_forward(forward *f, const linear *lin, ql_mat x, ql_mat y) {
     if (lin->inputs.mode != QL_SCALE_NONE && ql_is_present(f->rounded)) return rounded_forward(f, lin, x, y);
     if (lin->packed) return packed_forward(f, lin, x, y);
+    if (f->precision == QL_BF16) return ql_gemm(f->ctx, x, lin->half, lin->bias, y);
     if (ql_is_present(lin->q.codes)) return ql_qgemm(f->ctx, x, &lin->q, lin->bias, y);
     return ql_gemm(f->ctx, x, lin->w, lin->bias, y);
 }
@@ -164,13 +207,21 @@ ql_status block_mlp_out(forward *f, const block *b, ql_mat act, ql_mat x) {
     return add_linear(f, &b->lin[LIN_DOWN], act, x);
 }
 
-ql_status block_forward(forward *f, const block *b, int64_t layer, const batch *rows, ql_mat x) {
+ql_status block_attention_half(forward *f, const block *b, int64_t layer, const batch *rows, ql_mat x) {
     ql_mat norm = ql_rows(f->norm, 0, rows->rows), attn = ql_rows(f->attn, 0, rows->rows);
-    ql_mat act = ql_rows(f->gate, 0, rows->rows);
     QL_TRY(block_attn_in(f, b, x, norm));
     QL_TRY(block_attention(f, b, layer, rows, norm, attn));
-    QL_TRY(block_attn_out(f, b, attn, x));
+    return block_attn_out(f, b, attn, x);
+}
+
+ql_status block_mlp_half(forward *f, const block *b, const batch *rows, ql_mat x) {
+    ql_mat norm = ql_rows(f->norm, 0, rows->rows), act = ql_rows(f->gate, 0, rows->rows);
     QL_TRY(block_mlp_in(f, b, x, norm));
     QL_TRY(block_mlp(f, b, norm, act));
     return block_mlp_out(f, b, act, x);
+}
+
+ql_status block_forward(forward *f, const block *b, int64_t layer, const batch *rows, ql_mat x) {
+    QL_TRY(block_attention_half(f, b, layer, rows, x));
+    return block_mlp_half(f, b, rows, x);
 }

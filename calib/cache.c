@@ -34,6 +34,7 @@ static calibrate_request calibration_of(const wanted *w) {
                                .tokens_path = r->tokens_path,
                                .work_dir = w->new,
                                .kinds = STATS_ALL,
+                               .pass = r->pass,
                                .resume = true,
                                .progress = r->progress,
                                .comm = r->comm};
@@ -98,6 +99,7 @@ static ql_status find_wanted(ql_ctx *ctx, ql_arena *arena, wanted *w) {
     ql_status status = tokens_read(w->request->tokens_path, scratch, &tokens);
     if (status == QL_OK) status = model_open(ctx, w->request->model_dir, &m);
     if (status == QL_OK) {
+        m.precision = pass_precision(&w->request->pass);
         status = describe(&m, &tokens, arena, w);
         model_close(&m);
     }

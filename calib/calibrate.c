@@ -55,10 +55,12 @@ static ql_status calibration_open(ql_ctx *ctx, calibration *c) {
     QL_TRY(ql_arena_open(ctx, &c->device));
     QL_TRY(tokens_read(r->tokens_path, c->host, &c->tokens));
     QL_TRY(model_open_original(ctx, r->model_dir, "calibrate with", &c->model));
+    c->model.precision = pass_precision(&r->pass);
     QL_TRY(tokens_check_model(&c->tokens, r->tokens_path, r->model_dir, c->model.config.vocab));
     QL_TRY(open_journal(ctx, c));
     QL_TRY(engine_open(ctx, &c->model, NULL, STATISTICS_FP, e));
     e->comm = r->comm;
+    e->device_memory = r->pass.device_memory;
     QL_TRY(model_read_ahead(&c->model));
     return engine_open_rows(e, &c->tokens, &c->data, c->device);
 }

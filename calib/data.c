@@ -4,6 +4,9 @@
 
 #include "host/log.h"
 #include "host/mat.h"
+#include "host/replay.h"
+
+const char *const row_place_names[] = {"device", "host between steps", "host", NULL};
 
 /* Rows per batch: enough for matrix products to run at full speed, few enough for the buffers of a 70B block on the CPU. */
 enum { BATCH_ROWS = 4096 };
@@ -60,12 +63,25 @@ static ql_status upload_positions(dataset *d) {
     return QL_OK;
 }
 
-static ql_status take_stream(const dataset *d, const model_config *config, bool with_act, ql_arena *device,
-                             stream *out) {
-    int64_t attn = config->heads * config->head_dim;
-    int64_t width = attn > config->intermediate ? attn : config->intermediate;
-    QL_TRY(ql_arena_mat(device, QL_F32, d->tokens.n_tokens, config->hidden, &out->x));
-    return with_act ? ql_arena_mat(device, QL_F32, d->tokens.n_tokens, width, &out->act) : QL_OK;
+static ql_status take_store(dataset *d, ql_dtype dtype, int64_t width, bool on_host, ql_arena *device, row_store *out) {
+    const int64_t tokens = d->tokens.n_tokens;
+    if (!on_host) return ql_arena_mat(device, dtype, tokens, width, &out->all);
+    void **to = &d->pinned[d->n_pinned++];
+    QL_TRY(ql_pin(d->ctx, (size_t)(tokens * width) * ql_dtype_size(dtype), to));
+    if (!*to) return ql_fail(QL_USAGE, "device memory is host memory here: rows have no other place");
+    out->all = ql_mat_of(*to, dtype, tokens, width);
+    return ql_arena_mat(device, dtype, d->max_rows, width, &out->slot);
+}
+
+static ql_status take_stores(dataset *d, const model_config *config, const dataset_setting *s, ql_arena *device) {
+    const int64_t attn = config->heads * config->head_dim, hidden = config->hidden;
+    const int64_t width = attn > config->intermediate ? attn : config->intermediate;
+    const bool x_on_host = s->place == ROWS_ON_HOST, act_on_host = s->place != ROWS_ON_DEVICE;
+    QL_TRY(take_store(d, QL_F32, hidden, x_on_host, device, &d->rows.x));
+    if (s->use == DATASET_STEPS_AND_ORIGINAL) QL_TRY(take_store(d, QL_F32, hidden, x_on_host, device, &d->original.x));
+    if (s->use == DATASET_STEPS_AND_AGAIN) QL_TRY(take_store(d, QL_F32, hidden, x_on_host, device, &d->kept));
+    if (s->use == DATASET_WHOLE_BLOCKS) return QL_OK;
+    return take_store(d, s->precision, width, act_on_host, device, &d->rows.act);
 }
 
 /* The sequences of some leaves, as if there were no others. */
@@ -83,23 +99,30 @@ static ql_status view_tokens(dataset *d, const token_file *all) {
 }
 
 ql_status dataset_open(ql_ctx *ctx, const model_config *config, const token_file *tokens, leaf_range leaves,
-                       dataset_use use, ql_arena *device, dataset *out) {
+                       const dataset_setting *setting, ql_arena *device, dataset *out) {
     *out = (dataset){.ctx = ctx, .skip_limit = tokens->n_seq / 100, .leaves = leaves};
     QL_TRY(ql_arena_open(NULL, &out->host));
     ql_status status = view_tokens(out, tokens);
     if (status == QL_OK) status = ql_arena_mat(device, QL_I32, 1, out->tokens.n_tokens, &out->position);
-    if (status == QL_OK) status = take_stream(out, config, use != DATASET_WHOLE_BLOCKS, device, &out->rows);
-    if (status == QL_OK && use == DATASET_STEPS_AND_ORIGINAL)
-        status = take_stream(out, config, true, device, &out->original);
     if (status == QL_OK) status = upload_positions(out);
-    if (status == QL_OK) status = make_batches(out, use);
+    if (status == QL_OK) status = make_batches(out, setting->use);
+    if (status == QL_OK) status = take_stores(out, config, setting, device);
     if (status != QL_OK) dataset_close(out);
     return status;
 }
 
 void dataset_close(dataset *d) {
+    for (int i = 0; i < d->n_pinned; i++) ql_unpin(d->ctx, d->pinned[i]);
+    d->n_pinned = 0;
     ql_arena_close(d->host);
     d->host = NULL;
+}
+
+static ql_status embed_batch(const dataset *d, ql_mat table, ql_mat ids, const batch *b) {
+    ql_mat x = rows_room(&d->rows.x, b, table.cols);
+    QL_TRY(ql_embed(d->ctx, table, ql_cols(ids, b->first_row, b->rows), x));
+    QL_TRY(rows_keep(d, &d->rows.x, b, x));
+    return ql_is_present(d->original.x.all) ? rows_keep(d, &d->original.x, b, x) : QL_OK;
 }
 
 ql_status dataset_embed(dataset *d, const model *m, ql_arena *device) {
@@ -108,16 +131,30 @@ ql_status dataset_embed(dataset *d, const model *m, ql_arena *device) {
     if (d->tokens.n_tokens == 0) return QL_OK;
     QL_TRY(model_load_embedding(m, device, &table));
     QL_TRY(ql_arena_upload(device, QL_I32, 1, d->tokens.n_tokens, d->tokens.ids, &ids));
-    QL_TRY(ql_embed(d->ctx, table, ids, d->rows.x));
-    if (ql_is_present(d->original.x)) QL_TRY(ql_embed(d->ctx, table, ids, d->original.x));
+    for (int64_t i = 0; i < d->n_batches; i++) QL_TRY(embed_batch(d, table, ids, &d->batches[i]));
     ql_arena_release(device, mark);
     return QL_OK;
 }
 
-ql_mat stream_x(const stream *s, const batch *b) { return ql_rows(s->x, b->first_row, b->rows); }
+/* ---- where they are ------------------------------------------------------------------------------------------------------ */
 
-ql_mat stream_act(const stream *s, const batch *b, int64_t width) {
-    return ql_cols(ql_rows(s->act, b->first_row, b->rows), 0, width);
+/* In host memory the rows of a batch lie without gaps, however wide. */
+static void *host_rows(const row_store *store, const batch *b) { return ql_rows(store->all, b->first_row, 0).data; }
+
+ql_mat rows_room(const row_store *store, const batch *b, int64_t width) {
+    if (!ql_is_present(store->slot)) return ql_cols(ql_rows(store->all, b->first_row, b->rows), 0, width);
+    return ql_mat_of(store->slot.data, store->slot.dtype, b->rows, width);
+}
+
+ql_status rows_fetch(const dataset *d, const row_store *store, const batch *b, int64_t width, ql_mat *rows) {
+    *rows = rows_room(store, b, width);
+    return ql_is_present(store->slot) ? ql_copy(d->ctx, rows->data, host_rows(store, b), ql_mat_bytes(*rows)) : QL_OK;
+}
+
+ql_status rows_keep(const dataset *d, const row_store *store, const batch *b, ql_mat rows) {
+    if (ql_is_present(store->slot)) return ql_copy(d->ctx, host_rows(store, b), rows.data, ql_mat_bytes(rows));
+    ql_mat room = rows_room(store, b, rows.cols);
+    return rows.data == room.data ? QL_OK : ql_convert(d->ctx, rows, room);
 }
 
 /* Batch i becomes its part before sequence `bad` and its part behind it; either may be empty. */

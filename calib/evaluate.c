@@ -20,18 +20,29 @@ typedef struct runner {
 } runner;
 
 static void runner_close(runner *r) {
+    forward_close(&r->forward);
     dataset_close(&r->data);
     ql_arena_close(r->weights);
     ql_arena_close(r->device);
+}
+
+static ql_status load_block(runner *r, int64_t layer, block *b) {
+    QL_TRY(model_load_block(r->model, layer, r->weights, b));
+    for (linear_id id = 0; id < LINEARS; id++)
+        if (!ql_is_present(b->lin[id].half) && !b->lin[id].packed)
+            QL_TRY(forward_take_quantized(&r->forward, id, r->weights, r->weights, &b->lin[id]));
+    return QL_OK;
 }
 
 /* Rows through embedding, all blocks, and the final norm's weights ready. */
 static ql_status run_blocks(ql_ctx *ctx, runner *r, const token_file *tokens, progress *p, int64_t *step) {
     QL_TRY(ql_arena_open(ctx, &r->device));
     QL_TRY(ql_arena_open(ctx, &r->weights));
-    QL_TRY(dataset_open(ctx, &r->model->config, tokens, (leaf_range){0, LEAVES, tokens->n_seq}, DATASET_WHOLE_BLOCKS,
-                        r->device, &r->data));
-    QL_TRY(forward_open(ctx, &r->model->config, tokens->seq_len, r->data.max_rows, r->device, &r->forward));
+    const ql_dtype precision = r->model->precision;
+    const dataset_setting setting = {DATASET_WHOLE_BLOCKS, precision, ROWS_ON_DEVICE};
+    QL_TRY(dataset_open(ctx, &r->model->config, tokens, (leaf_range){0, LEAVES, tokens->n_seq}, &setting, r->device,
+                        &r->data));
+    QL_TRY(forward_open(ctx, &r->model->config, precision, tokens->seq_len, r->data.max_rows, r->device, &r->forward));
     QL_TRY(model_plan_inputs(r->model, r->data.max_rows));
     if (model_rounds_inputs(r->model) || model_rounds_cache(r->model))
         QL_TRY(forward_open_inputs(&r->forward, r->data.max_rows, r->model->byte_workspace, r->device));
@@ -44,18 +55,20 @@ static ql_status run_blocks(ql_ctx *ctx, runner *r, const token_file *tokens, pr
                  (long long)layer);
         progress_step(p, (*step)++, text);
         ql_arena_release(r->weights, (ql_mark){0});
-        QL_TRY(model_load_block(r->model, layer, r->weights, &b));
-        for (int64_t i = 0; i < r->data.n_batches; i++)
-            QL_TRY(block_forward(&r->forward, &b, layer, &r->data.batches[i],
-                                 stream_x(&r->data.rows, &r->data.batches[i])));
+        QL_TRY(load_block(r, layer, &b));
+        for (int64_t i = 0; i < r->data.n_batches; i++) {
+            const batch *rows = &r->data.batches[i];
+            QL_TRY(
+                block_forward(&r->forward, &b, layer, rows, rows_room(&r->data.rows.x, rows, r->model->config.hidden)));
+        }
     }
     ql_arena_release(r->weights, (ql_mark){0});
     return model_load_head(r->model, r->weights, &r->norm, &r->head);
 }
 
 static ql_status logits_of(ql_ctx *ctx, runner *r, int64_t first, int64_t rows, ql_mat out) {
-    ql_mat norm = ql_rows(r->forward.norm, 0, rows);
-    QL_TRY(ql_rmsnorm(ctx, ql_rows(r->data.rows.x, first, rows), r->norm, (float)r->model->config.rms_eps, norm));
+    ql_mat norm = ql_rows(r->forward.add, 0, rows); /* F32 in any pass */
+    QL_TRY(ql_rmsnorm(ctx, ql_rows(r->data.rows.x.all, first, rows), r->norm, (float)r->model->config.rms_eps, norm));
     return ql_gemm(ctx, norm, r->head, ql_no_mat(), out);
 }
 

@@ -43,8 +43,9 @@ static ql_status model_part(const model *m, json_t **out) {
 static ql_status common_part(ql_ctx *ctx, const model *m, const token_file *tokens, const char *job, json_t **out) {
     json_t *source;
     QL_TRY(model_part(m, &source));
-    *out = json_pack("{s:s, s:s, s:i, s:o, s:s, s:s}", "job", job, "qalib", QL_VERSION, "algorithm", ALGORITHM_VERSION,
-                     "model", source, "tokens_sha256", tokens ? tokens->sha256 : "", "device", ql_ctx_describe(ctx));
+    *out = json_pack("{s:s, s:s, s:i, s:o, s:s, s:s, s:s}", "job", job, "qalib", QL_VERSION, "algorithm",
+                     ALGORITHM_VERSION, "model", source, "tokens_sha256", tokens ? tokens->sha256 : "", "device",
+                     ql_ctx_describe(ctx), "forward", pass_name(m));
     return *out ? QL_OK : ql_fail(QL_NOMEM, "no memory for the fingerprint");
 }
 

@@ -102,31 +102,8 @@ static ql_status keep(session *s, ql_mat *mat) {
 /* Inputs of packed linears have the model's own 16 bits, as in every runtime. */
 static ql_dtype half_of(const model *m) { return strcmp(m->config.torch_dtype, "float16") == 0 ? QL_F16 : QL_BF16; }
 
-/* QL_UNSUPPORTED where there is no packed product for these bits, sizes or groups. */
 static ql_status pack(session *s, linear *lin, ql_plan **plan) {
-    const ql_qweight *q = &lin->q;
-    const ql_product product = {
-        .n = q->n,
-        .k = q->k,
-        .m_max = s->rows,
-        .x = half_of(s->m),
-        .w = QL_U8,
-        .y = QL_F32,
-        .bits = q->grid.bits,
-        .w_scale = QL_SCALE_GROUP,
-        .group = q->grid.group,
-        .scale = QL_F16,
-        .zero_points = 1,
-        .ordered = ql_is_present(q->grid.g_idx),
-        .bias = ql_is_present(lin->bias),
-    };
-    ql_weight weight = {.scale = q->grid.scale, .zero = q->grid.zero, .order = q->grid.g_idx};
-    QL_TRY(ql_plan_make(s->ctx, &product, plan));
-    lin->plan = *plan;
-    QL_TRY(ql_arena_mat(s->scratch, QL_U8, q->n, q->k, &weight.values));
-    QL_TRY(ql_unpack(s->ctx, q->codes, q->grid.bits, weight.values));
-    QL_TRY(ql_arena_take(s->device, ql_plan_packed(lin->plan), 1, &lin->packed));
-    QL_TRY(ql_pack_weight(s->ctx, lin->plan, &weight, lin->packed));
+    QL_TRY(linear_pack(s->ctx, half_of(s->m), QL_F32, s->rows, s->scratch, s->device, lin, plan));
     if (ql_plan_workspace(lin->plan) > s->workspace) s->workspace = ql_plan_workspace(lin->plan);
     s->moved += (double)ql_plan_packed(lin->plan);
     return QL_OK;
@@ -148,7 +125,6 @@ static ql_status keep_linear(session *s, linear *lin, ql_plan **plan) {
     if (!ql_is_present(lin->q.codes)) return QL_OK;
     ql_status status = pack(s, lin, plan);
     if (status != QL_UNSUPPORTED) return status;
-    lin->packed = NULL;
     QL_TRY(keep(s, &lin->q.codes));
     QL_TRY(keep(s, &lin->q.grid.scale));
     QL_TRY(keep(s, &lin->q.grid.zero));
@@ -203,7 +179,7 @@ static ql_status take_buffers(session *s, int64_t positions) {
     QL_TRY(ql_arena_mat(s->device, QL_I32, 1, rows, &s->position));
     QL_TRY(ql_arena_mat(s->device, QL_F32, 1, c->vocab, &s->logits));
     QL_TRY(ql_take(s->host, (size_t)c->vocab, sizeof *s->host_logits, &s->host_logits));
-    QL_TRY(forward_open(s->ctx, c, positions, rows, s->device, &s->forward));
+    QL_TRY(forward_open(s->ctx, c, QL_F32, positions, rows, s->device, &s->forward));
     int64_t attn = c->heads * c->head_dim, widest = attn > c->intermediate ? attn : c->intermediate;
     if (widest < c->hidden) widest = c->hidden;
     QL_TRY(ql_arena_mat(s->device, half_of(s->m), rows, ql_ceil_div(widest, 8) * 8, &s->forward.half)); /* 16 bytes */

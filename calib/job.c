@@ -52,6 +52,7 @@ static ql_status open_engine(ql_ctx *ctx, job *j) {
     QL_TRY(engine_open(ctx, &j->model, &r->recipe, r->mode, &j->engine));
     QL_TRY(model_read_ahead(&j->model));
     j->engine.comm = r->comm;
+    j->engine.device_memory = r->pass.device_memory;
     ql_arena *const arenas[PHASES_WATCHED] = {j->device, j->engine.weights, j->engine.scratch, j->engine.host};
     for (int i = 0; i < PHASES_WATCHED; i++) phases_watch(&j->engine.phases, arenas[i]);
     j->engine.stats_dir = r->stats_dir;
@@ -153,6 +154,7 @@ static ql_status run(ql_ctx *ctx, job *j, const quantize_request requests[]) {
     bool complete = true;
     QL_TRY(ql_arena_open(NULL, &j->host));
     QL_TRY(model_open_original(ctx, j->request->model_dir, "quantize", &j->model));
+    j->model.precision = pass_precision(&j->request->pass);
     QL_TRY(read_tokens(j));
     QL_TRY(open_parts(ctx, j, requests));
     for (int i = 0; i < j->count; i++) complete = complete && part_is_complete(&j->parts[i]);

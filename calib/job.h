@@ -20,12 +20,13 @@ typedef struct quantize_request {
     recipe recipe;
     output_format format;
     uint64_t shard_size;
+    pass_setting pass;
     bool resume;
     progress_style progress;
     ql_comm *comm; /* NULL: one rank; else all call quantize_run, and rank 0 writes */
 } quantize_request;
 
-/* Makes several outputs in one pass over the model: requests[0..count-1] share model, rows or store, mode, ranks, resume and progress, and
+/* Makes several outputs in one pass over the model: requests[0..count-1] share model, rows or store, mode, pass, ranks, resume and progress, and
  * every one has its own directories.  With mode propagated, where the rows depend on the recipe, count is 1.
  * reports[i]: report.json as a document (json_decref), also when that output was complete already; NULL after a failure, and on
  * other ranks than 0. */
@@ -34,6 +35,7 @@ ql_status quantize_run(ql_ctx *ctx, const quantize_request requests[], int count
 typedef struct calibrate_request {
     const char *model_dir, *tokens_path, *work_dir;
     int kinds; /* STATS_* */
+    pass_setting pass;
     bool resume;
     progress_style progress;
     ql_comm *comm; /* NULL: one rank; else all call calibrate_run, and rank 0 writes */

@@ -1,13 +1,17 @@
 #include "calib/layer.h"
 
-#include <stdio.h>
 #include <string.h>
 
+#include "calib/layer_parts.h"
 #include "calib/plan.h"
+#include "host/log.h"
 #include "host/mat.h"
+#include "host/replay.h"
 #include "host/values.h"
 
 const char *const statistics_names[] = {"none", "propagated", "fp"};
+
+const char *pass_name(const model *m) { return m->precision == QL_BF16 ? "bf16" : "fp32"; }
 
 ql_status engine_open(ql_ctx *ctx, const model *m, const recipe *r, statistics_mode mode, engine *e) {
     *e = (engine){.ctx = ctx, .model = m, .recipe = r, .mode = mode};
@@ -17,28 +21,66 @@ ql_status engine_open(ql_ctx *ctx, const model *m, const recipe *r, statistics_m
     return ql_arena_open(NULL, &e->host);
 }
 
-/* One piece, so that the sums of leaves leave no holes that the solver's matrices do not fit into, and nothing is allocated later. */
-static ql_status reserve_scratch(const engine *e, const token_file *tokens) {
+/* Where the rows fit.  A processor has one memory, and so one place. */
+static ql_status choose_place(engine *e, const plan_request *request) {
+    ql_facts facts;
+    uint64_t need;
+    if (!request->gpu) return QL_OK;
+    QL_TRY(ql_device_facts(e->ctx, &facts));
+    uint64_t limit = e->device_memory && e->device_memory < facts.memory_free ? e->device_memory : facts.memory_free;
+    e->place = plan_place(request, limit, &need);
+    if (need > limit)
+        return ql_fail(QL_NOMEM,
+                       "device memory: %.3f GB needed with the rows in host memory, %.3f GB are %s; use more ranks",
+                       1e-9 * (double)need, 1e-9 * (double)limit, limit == e->device_memory ? "allowed" : "free");
+    if (e->place != ROWS_ON_DEVICE)
+        ql_log(QL_INFO, "rows wait in page-locked host memory (%s): %.4f GB of %.4f GB of device memory are needed",
+               row_place_names[e->place], 1e-9 * (double)need, 1e-9 * (double)limit);
+    return QL_OK;
+}
+
+/* The scratch in one piece, so that the sums of leaves leave no holes that the solver's matrices do not fit into, and nothing is
+ * allocated later. */
+static ql_status make_room(engine *e, const token_file *tokens) {
+    recipe usual;
+    recipe_defaults(&usual); /* calibration: collects as much as any recipe reads */
     const plan_request request = {
         .config = &e->model->config,
-        .recipe = e->recipe,
+        .recipe = e->recipe ? e->recipe : &usual,
         .n_seq = tokens->n_seq,
         .seq_len = tokens->seq_len,
         .mode = e->mode,
+        .bf16 = e->model->precision == QL_BF16,
         .ranks = ql_comm_size(e->comm),
+        .gpu = strncmp(ql_ctx_device(e->ctx), "cuda", 4) == 0,
     };
+    QL_TRY(choose_place(e, &request));
     return e->recipe ? ql_arena_reserve(e->scratch, plan_scratch_bytes(&request)) : QL_OK;
 }
 
-ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, ql_arena *device) {
+static dataset_use use_of(const engine *e) {
     const recipe *r = e->recipe;
-    bool with_drift = r && e->mode == STATISTICS_PROPAGATED && r->sequential && r->drift > 0;
-    dataset_use use = with_drift ? DATASET_STEPS_AND_ORIGINAL : DATASET_STEPS;
+    if (!r || e->mode != STATISTICS_PROPAGATED) return DATASET_STEPS;
+    if (!r->sequential) return DATASET_STEPS_AND_AGAIN;
+    return r->drift > 0 ? DATASET_STEPS_AND_ORIGINAL : DATASET_STEPS;
+}
+
+/* What the distance from the original model is computed in. */
+static ql_status open_distance(engine *e, int64_t max_rows, ql_arena *device) {
+    const int64_t hidden = e->model->config.hidden;
+    QL_TRY(ql_arena_mat(device, QL_F32, max_rows, hidden, &e->apart));
+    return e->model->precision == QL_BF16 ? ql_arena_mat(device, QL_BF16, max_rows, hidden, &e->apart_half) : QL_OK;
+}
+
+ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, ql_arena *device) {
+    const model_config *config = &e->model->config;
     leaf_range leaves = ranks_leaves(e->comm, tokens->n_seq);
-    QL_TRY(dataset_open(e->ctx, &e->model->config, tokens, leaves, use, device, data));
+    QL_TRY(make_room(e, tokens));
+    const dataset_setting setting = {use_of(e), e->model->precision, e->place};
+    QL_TRY(dataset_open(e->ctx, config, tokens, leaves, &setting, device, data));
     e->data = data;
-    QL_TRY(reserve_scratch(e, tokens));
-    QL_TRY(forward_open(e->ctx, &e->model->config, tokens->seq_len, data->max_rows, device, &e->forward));
+    QL_TRY(forward_open(e->ctx, config, setting.precision, tokens->seq_len, data->max_rows, device, &e->forward));
+    if (setting.use == DATASET_STEPS_AND_ORIGINAL) QL_TRY(open_distance(e, data->max_rows, device));
     ql_arena *table; /* in a small model the embedding is larger than any block: it leaves at once */
     QL_TRY(ql_arena_open(e->ctx, &table));
     ql_status status = dataset_embed(data, e->model, table);
@@ -47,194 +89,10 @@ ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, q
 }
 
 void engine_close(engine *e) {
+    forward_close(&e->forward);
     ql_arena_close(e->weights);
     ql_arena_close(e->scratch);
     ql_arena_close(e->host);
-}
-
-static int64_t attn_width(const engine *e) { return site_width(&e->model->config, SITE_ATTN_OUT); }
-static int64_t mlp_width(const engine *e) { return site_width(&e->model->config, SITE_MLP_DOWN_IN); }
-
-static void show(const engine *e, int64_t layer, const char *what) {
-    char text[64];
-    snprintf(text, sizeof text, "layer %lld: %s", (long long)layer, what);
-    progress_step(e->progress, layer, text);
-}
-
-/* Operations of one pass of all rows through some linears. */
-static double linear_flops(const engine *e, site_id site) {
-    double flops = 0;
-    for (linear_id id = 0; id < LINEARS; id++) {
-        int64_t n, k;
-        linear_shape(&e->model->config, id, &n, &k);
-        if (linear_site[id] == site) flops += 2.0 * (double)n * (double)k * (double)e->data->tokens.n_tokens;
-    }
-    return flops;
-}
-
-/* QK^T and PV of causal attention: half of 2 * 2 * length^2 * width. */
-static double attention_flops(const engine *e) {
-    double flops = 0;
-    const token_file *t = &e->data->tokens;
-    for (int64_t s = 0; s < t->n_seq; s++) {
-        double length = (double)(t->start[s + 1] - t->start[s]);
-        flops += 2.0 * length * length * (double)attn_width(e);
-    }
-    return flops;
-}
-
-/* Brings every batch of a stream from one point of the block to the next; `to` = SITES is the end of the block. */
-static ql_status advance(engine *e, const stream *s, const block *b, int64_t layer, site_id to, capture kv[2]) {
-    forward *f = &e->forward;
-    if (to == SITE_ATTN_IN) return QL_OK;
-    show(e, layer, "forward");
-    phases_enter(&e->phases, PHASE_FORWARD, linear_flops(e, to - 1) + (to == SITE_ATTN_OUT ? attention_flops(e) : 0));
-    for (int64_t i = 0; i < e->data->n_batches; i++) {
-        const batch *rows = &e->data->batches[i];
-        ql_mat x = stream_x(s, rows), norm = ql_rows(f->norm, 0, rows->rows);
-        ql_mat attn = stream_act(s, rows, attn_width(e)), act = stream_act(s, rows, mlp_width(e));
-        if (to == SITE_ATTN_OUT) {
-            QL_TRY(block_attn_in(f, b, x, norm));
-            QL_TRY(block_attention(f, b, layer, rows, norm, attn));
-            if (kv) QL_TRY(capture_add(e->ctx, &kv[0], ql_rows(f->k, 0, rows->rows)));
-            if (kv) QL_TRY(capture_add(e->ctx, &kv[1], ql_rows(f->v, 0, rows->rows)));
-        } else if (to == SITE_MLP_IN) {
-            QL_TRY(block_attn_out(f, b, attn, x));
-        } else if (to == SITE_MLP_DOWN_IN) {
-            QL_TRY(block_mlp_in(f, b, x, norm));
-            QL_TRY(block_mlp(f, b, norm, act));
-        } else {
-            QL_TRY(block_mlp_out(f, b, act, x));
-        }
-    }
-    return QL_OK;
-}
-
-/* What the linears of a site see of one batch.  Norms are computed into `buffer`, activations lie ready in the stream. */
-static ql_status look(engine *e, const stream *s, const block *b, const batch *rows, site_id site, ql_mat buffer,
-                      ql_mat *value) {
-    phases_enter(&e->phases, PHASE_FORWARD, 0);
-    *value = ql_rows(buffer, 0, rows->rows);
-    if (site == SITE_ATTN_IN) return block_attn_in(&e->forward, b, stream_x(s, rows), *value);
-    if (site == SITE_MLP_IN) return block_mlp_in(&e->forward, b, stream_x(s, rows), *value);
-    *value = stream_act(s, rows, site_width(&e->model->config, site));
-    return QL_OK;
-}
-
-/* o and down add to the residual stream: what counts is the stream behind them. */
-static bool adds_to_stream(site_id site) { return site == SITE_ATTN_OUT || site == SITE_MLP_DOWN_IN; }
-
-static ql_status open_drift(engine *e, site_id site, drift *d) {
-    int64_t k = site_width(&e->model->config, site);
-    *d = (drift){0};
-    return adds_to_stream(site) ? capture_zeros(e->ctx, QL_F32, e->model->config.hidden, k, e->scratch, &d->output)
-                                : capture_zeros(e->ctx, QL_F32, k, k, e->scratch, &d->input);
-}
-
-/* The same rows in the original model, and how far away they are.  Buffers of the forward pass are free at this time. */
-static ql_status observe_drift(engine *e, const block *original, const batch *rows, site_id site, ql_mat value,
-                               drift *d) {
-    forward *f = &e->forward;
-    ql_mat apart = ql_rows(adds_to_stream(site) ? f->norm : f->add, 0, rows->rows),
-           other = ql_rows(f->add, 0, rows->rows);
-    double k = (double)value.cols, m = (double)rows->rows;
-    if (adds_to_stream(site)) {
-        const linear *lin = &original->lin[site == SITE_ATTN_OUT ? LIN_O : LIN_DOWN];
-        phases_enter(&e->phases, PHASE_FORWARD, 2 * m * k * (double)apart.cols);
-        QL_TRY(linear_forward(f, lin, value, other));
-        phases_enter(&e->phases, PHASE_STATISTICS, 2 * m * k * (double)apart.cols);
-        QL_TRY(ql_convert(e->ctx, stream_x(&e->data->original, rows), apart));
-        QL_TRY(ql_add(e->ctx, apart, -1, stream_x(&e->data->rows, rows)));
-        QL_TRY(ql_add(e->ctx, apart, -1, other));
-        return ql_cross(e->ctx, apart, value, d->output);
-    }
-    QL_TRY(look(e, &e->data->original, original, rows, site, f->add, &apart));
-    phases_enter(&e->phases, PHASE_STATISTICS, 2 * m * k * k);
-    QL_TRY(ql_add(e->ctx, apart, -1, value));
-    return ql_cross(e->ctx, value, apart, d->input);
-}
-
-/* What is measured at one point, and the sums along the tree that it is made of. */
-typedef struct view {
-    int64_t layer;
-    site_id site;
-    const block *block, *original;
-    capture *input;
-    drift *drift; /* NULL: only the input; else from `original` */
-    int trees;
-    tree sum[4];
-} view;
-
-static ql_status open_tree(engine *e, view *v, ql_mat *into, bool upper) {
-    return ql_is_present(*into) ? tree_open(e->ctx, into, upper, e->data->leaves, e->scratch, &v->sum[v->trees++])
-                                : QL_OK;
-}
-
-/* Smallest and largest values and counts are the same in any order: they need no tree. */
-static ql_status open_trees(engine *e, view *v) {
-    QL_TRY(open_tree(e, v, &v->input->hessian, true));
-    QL_TRY(open_tree(e, v, &v->input->sum_sq, false));
-    QL_TRY(open_tree(e, v, &v->input->sum_abs, false));
-    if (!v->drift) return QL_OK;
-    QL_TRY(open_tree(e, v, &v->drift->input, false));
-    return open_tree(e, v, &v->drift->output, false);
-}
-
-static ql_status observe_batch(engine *e, view *v, int64_t i, bool *dropped) {
-    const batch *rows = &e->data->batches[i];
-    double k = (double)v->input->k;
-    ql_mat value;
-    QL_TRY(look(e, &e->data->rows, v->block, rows, v->site, e->forward.norm, &value));
-    phases_enter(&e->phases, PHASE_STATISTICS, 0);
-    QL_TRY(dataset_check(e->data, i, value, v->layer, site_names[v->site], dropped));
-    if (*dropped) return QL_OK;
-    if (ql_is_present(v->input->hessian)) phases_enter(&e->phases, PHASE_STATISTICS, (double)value.rows * k * k);
-    QL_TRY(capture_add(e->ctx, v->input, value));
-    return v->drift ? observe_drift(e, v->original, rows, v->site, value, v->drift) : QL_OK;
-}
-
-/* *next: the leaf's first batch, then the one behind it. */
-static ql_status observe_leaf(engine *e, view *v, int64_t leaf, int64_t *next) {
-    const dataset *d = e->data;
-    for (int i = 0; i < v->trees; i++) QL_TRY(tree_leaf(&v->sum[i]));
-    while (*next < d->n_batches && d->batches[*next].leaf == leaf) {
-        bool dropped;
-        QL_TRY(observe_batch(e, v, *next, &dropped));
-        if (!dropped) ++*next;
-    }
-    phases_enter(&e->phases, PHASE_STATISTICS, 0);
-    for (int i = 0; i < v->trees; i++) QL_TRY(tree_close(&v->sum[i], leaf));
-    return QL_OK;
-}
-
-/* What all ranks have seen. */
-static ql_status join_view(engine *e, view *v) {
-    phases_enter(&e->phases, PHASE_RANKS, 0);
-    for (int i = 0; i < v->trees; i++) QL_TRY(ranks_join_tree(e->comm, &v->sum[i]));
-    QL_TRY(ranks_join_extremes(e->comm, e->ctx, v->input));
-    e->samples_skipped = e->data->n_skipped;
-    QL_TRY(ranks_sum(e->comm, "samples skipped", &e->samples_skipped));
-    if (e->samples_skipped <= e->data->skip_limit) return QL_OK;
-    return ql_fail(QL_FORMAT,
-                   "layer %lld, %s: activations of %lld samples are not finite; %lld of %lld may be skipped (1 %%)",
-                   (long long)v->layer, site_names[v->site], (long long)e->samples_skipped,
-                   (long long)e->data->skip_limit, (long long)e->data->leaves.rows);
-}
-
-/* Statistics of what the rows look like at one point.  Repeatable: nothing moves.  d: NULL, or the drift from `original` to measure. */
-static ql_status observe(engine *e, const block *b, int64_t layer, site_id site, capture *c, const block *original,
-                         drift *d) {
-    view v = {.layer = layer, .site = site, .block = b, .original = original, .input = c, .drift = d};
-    ql_mark mark = ql_arena_mark(e->scratch);
-    leaf_range s = e->data->leaves;
-    int64_t next = 0;
-    show(e, layer, "statistics");
-    QL_TRY(open_trees(e, &v));
-    for (int64_t leaf = s.first; leaf < s.end; leaf++)
-        if (!leaf_is_empty(leaf, s.rows)) QL_TRY(observe_leaf(e, &v, leaf, &next));
-    QL_TRY(join_view(e, &v));
-    ql_arena_release(e->scratch, mark);
-    return QL_OK;
 }
 
 static ql_dtype hessian_precision(const engine *e) { return e->recipe && e->recipe->literature ? QL_F64 : QL_F32; }
@@ -246,18 +104,24 @@ static ql_status open_capture(engine *e, site_id site, int kinds, capture *c) {
 /* All four points with the weights as they are; the rows end behind the block. */
 static ql_status collect_block(engine *e, const block *b, int64_t layer, int kinds, capture *captures, capture kv[2]) {
     for (site_id site = 0; site < SITES; site++) {
-        QL_TRY(advance(e, &e->data->rows, b, layer, site, kv));
+        QL_TRY(rows_advance(e, b, layer, site, kv));
         QL_TRY(open_capture(e, site, kinds, &captures[site]));
-        QL_TRY(observe(e, b, layer, site, &captures[site], NULL, NULL));
+        QL_TRY(rows_observe(e, b, layer, site, &captures[site], NULL, NULL));
     }
     for (int i = 0; kv && i < 2; i++) QL_TRY(ranks_join_extremes(e->comm, e->ctx, &kv[i]));
-    return advance(e, &e->data->rows, b, layer, SITES, NULL);
+    return rows_advance(e, b, layer, SITES, NULL);
 }
 
 ql_status layer_module_name(ql_arena *host, int64_t layer, linear_id id, char **name) {
     char text[NAME_SIZE];
     module_name(text, layer, id);
     return ql_arena_string(host, text, name);
+}
+
+/* From now on rows are multiplied by what was made. */
+static ql_status take_quantized(engine *e, const qmodule *made, linear_id id, linear *lin) {
+    QL_TRY(linear_set_quantized(made, e->weights, lin));
+    return forward_take_quantized(&e->forward, id, e->scratch, e->weights, lin);
 }
 
 static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, linear_job job, layer_result *result) {
@@ -268,7 +132,7 @@ static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, 
     QL_TRY(linear_quantize(&job, &b->lin[id], &result->module[id], &result->record[id]));
     result->quantized[id] = true;
     if (e->mode != STATISTICS_PROPAGATED) return QL_OK; /* nobody multiplies by it */
-    return linear_set_quantized(&result->module[id], e->weights, &b->lin[id]);
+    return take_quantized(e, &result->module[id], id, &b->lin[id]);
 }
 
 /* Room for the factor of an input that several linears have. */
@@ -329,7 +193,7 @@ static ql_status smooth_and_solve(engine *e, block *b, int64_t layer, const modu
     if (captures && e->recipe->smoothing != SMOOTHING_NONE) {
         stats_site moments[SITES];
         smoothing s;
-        show(e, layer, "smoothing");
+        layer_show(e, layer, "smoothing");
         for (site_id site = 0; site < SITES; site++) {
             capture without_hessian = captures[site];
             without_hessian.hessian = ql_no_mat();
@@ -349,59 +213,40 @@ static ql_status smooth_and_solve(engine *e, block *b, int64_t layer, const modu
     return solve_block(e, b, layer, rules, captures, result);
 }
 
-static ql_status forward_all(engine *e, const stream *s, const block *b, int64_t layer) {
-    double flops = attention_flops(e);
-    for (site_id site = 0; site < SITES; site++) flops += linear_flops(e, site);
-    phases_enter(&e->phases, PHASE_FORWARD, flops);
-    for (int64_t i = 0; i < e->data->n_batches; i++)
-        QL_TRY(block_forward(&e->forward, b, layer, &e->data->batches[i], stream_x(s, &e->data->batches[i])));
-    return QL_OK;
-}
-
 /* ---- the orders -------------------------------------------------------------------------------------------------------- */
-
-/* The original model walks beside the one that is being made, one addition ahead: behind o and down its stream is what theirs is
- * compared with. */
-static ql_status advance_original(engine *e, const block *original, int64_t layer, site_id site) {
-    if (!adds_to_stream(site)) return QL_OK;
-    QL_TRY(advance(e, &e->data->original, original, layer, site, NULL));
-    return advance(e, &e->data->original, original, layer, site + 1, NULL);
-}
 
 static ql_status sequential_site(engine *e, block *b, const block *original, int64_t layer, site_id site,
                                  const module_rule *rules, layer_result *result) {
     capture input;
     drift apart, *d = original ? &apart : NULL;
-    QL_TRY(advance(e, &e->data->rows, b, layer, site, NULL));
-    if (d) QL_TRY(advance_original(e, original, layer, site));
+    QL_TRY(rows_advance(e, b, layer, site, NULL));
+    if (d) QL_TRY(rows_advance_original(e, original, layer, site));
     QL_TRY(open_capture(e, site, STATS_HESSIAN, &input));
-    if (d) QL_TRY(open_drift(e, site, d));
-    QL_TRY(observe(e, b, layer, site, &input, original, d));
+    if (d) QL_TRY(rows_open_drift(e, site, d));
+    QL_TRY(rows_observe(e, b, layer, site, &input, original, d));
     return solve_site(e, b, layer, site, rules, &input, d, result);
 }
 
 static ql_status sequential(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
     const block original = *b; /* its weights stay where they are when b's linears are replaced */
-    bool with_drift = ql_is_present(e->data->original.x);
+    bool with_drift = ql_is_present(e->data->original.x.all);
     for (site_id site = 0; site < SITES; site++) {
         ql_mark mark = ql_arena_mark(e->scratch);
         QL_TRY(sequential_site(e, b, with_drift ? &original : NULL, layer, site, rules, result));
         ql_arena_release(e->scratch, mark);
     }
     /* Nobody reads what the last block puts out. */
-    return layer + 1 < e->model->config.layers ? advance(e, &e->data->rows, b, layer, SITES, NULL) : QL_OK;
+    return layer + 1 < e->model->config.layers ? rows_advance(e, b, layer, SITES, NULL) : QL_OK;
 }
 
 static ql_status block_at_once(engine *e, block *b, int64_t layer, const module_rule *rules, layer_result *result) {
     capture captures[SITES];
-    ql_mat x = e->data->rows.x, before;
-    QL_TRY(ql_arena_mat(e->scratch, QL_F32, x.rows, x.cols, &before));
-    QL_TRY(ql_convert(e->ctx, x, before));
+    QL_TRY(rows_save(e));
     QL_TRY(collect_block(e, b, layer, STATS_HESSIAN, captures, NULL));
-    QL_TRY(ql_convert(e->ctx, before, x));
+    QL_TRY(rows_restore(e));
     QL_TRY(solve_block(e, b, layer, rules, captures, result));
-    show(e, layer, "forward");
-    return layer + 1 < e->model->config.layers ? forward_all(e, &e->data->rows, b, layer) : QL_OK;
+    layer_show(e, layer, "forward");
+    return layer + 1 < e->model->config.layers ? rows_forward(e, &e->data->rows, b, layer) : QL_OK;
 }
 
 static ql_status upload_stats(engine *e, ql_arena *host, layer_step *step) {
@@ -504,13 +349,13 @@ void layer_end(engine *e, const layer_step *step) {
 ql_status layer_replay(engine *e, const layer_result *result) {
     block b;
     if (!e->data || result->layer + 1 == e->model->config.layers) return QL_OK;
-    show(e, result->layer, "replaying");
+    layer_show(e, result->layer, "replaying");
     QL_TRY(load_block(e, result->layer, &b));
-    if (ql_is_present(e->data->original.x)) QL_TRY(forward_all(e, &e->data->original, &b, result->layer));
+    if (ql_is_present(e->data->original.x.all)) QL_TRY(rows_forward(e, &e->data->original, &b, result->layer));
     for (linear_id id = 0; id < LINEARS; id++)
         if (result->quantized[id] && e->mode == STATISTICS_PROPAGATED)
-            QL_TRY(linear_set_quantized(&result->module[id], e->weights, &b.lin[id]));
-    return forward_all(e, &e->data->rows, &b, result->layer);
+            QL_TRY(take_quantized(e, &result->module[id], id, &b.lin[id]));
+    return rows_forward(e, &e->data->rows, &b, result->layer);
 }
 
 ql_status layer_collect(engine *e, int64_t layer, int kinds, capture *captures, capture kv[2]) {

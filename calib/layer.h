@@ -17,6 +17,15 @@
 typedef enum statistics_mode { STATISTICS_NONE, STATISTICS_PROPAGATED, STATISTICS_FP } statistics_mode;
 extern const char *const statistics_names[]; /* "none", "propagated", "fp" */
 
+/* How rows pass: what device and user want. */
+typedef struct pass_setting {
+    bool bf16;              /* activations in BF16, else FP32 */
+    uint64_t device_memory; /* that the job may take; rows wait in host memory if they do not fit.  0: what is free */
+} pass_setting;
+
+static inline ql_dtype pass_precision(const pass_setting *pass) { return pass->bf16 ? QL_BF16 : QL_F32; }
+const char *pass_name(const model *m); /* "fp32" or "bf16" */
+
 typedef struct engine {
     ql_ctx *ctx;
     const model *model;
@@ -29,7 +38,10 @@ typedef struct engine {
     int kinds;                 /* full-precision statistics: which of them are read, STATS_* */
     bool with_kv;              /* and the ranges of keys and values, for their cache */
     const imatrix *importance; /* of a file; NULL: follows from statistics, if there are any */
+    uint64_t device_memory;    /* as pass_setting has it */
+    row_place place;           /* of `data` */
     forward forward;
+    ql_mat apart, apart_half;    /* F32, and BF16 in such a pass, [rows][hidden]: of a batch, from the original model */
     ql_arena *weights, *scratch; /* device: the block; everything else that lives as long as one block */
     ql_arena *host;              /* results of one block */
     phases phases;
@@ -39,7 +51,8 @@ typedef struct engine {
 /* Does anything in the result depend on statistics? */
 static inline bool engine_needs_data(const engine *e) { return e->kinds || e->with_kv; }
 
-/* phases and arenas; rows are optional and their buffers come from `device`.  engine_close for whatever was opened. */
+/* phases and arenas; rows are optional and their buffers come from `device`, or from host memory where the device has less than the job
+ * needs (QL_NOMEM with figures: even so).  engine_close for whatever was opened. */
 ql_status engine_open(ql_ctx *ctx, const model *m, const recipe *r, statistics_mode mode, engine *e);
 ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, ql_arena *device);
 void engine_close(engine *e);

@@ -209,9 +209,34 @@ static ql_status check_range(const linear_job *job, ql_mat w) {
                    job->name, (double)largest, (double)LARGEST_F16);
 }
 
-ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out, linear_record *record) {
-    double begin = seconds_now();
-    ql_mark mark = ql_arena_mark(job->device);
+/* Blocks of GGUF, and numbers that need no grid search: every rank makes all rows. */
+static ql_status quantize_plainly(const linear_job *job, const linear *lin, qmodule *out, linear_record *record) {
+    ql_mat w;
+    QL_TRY(weights_widen(job->ctx, lin->w, job->device, &w));
+    QL_TRY(check_range(job, w));
+    if (job->rule.type == CODE_BLOCKS) return ql_context(linear_encode_blocks(job, w, out, record), "%s", job->name);
+    QL_TRY(ql_context(linear_round_values(job, w, out, record), "%s", job->name));
+    return linear_find_input_scale(job, out);
+}
+
+/* What the method reads of the input: the Hessian, its diagonal, and the order of the columns. */
+static ql_status read_input(const linear_job *job, linear_problem *p, int32_t **order, linear_record *record) {
+    bool weighted = job->recipe->scale_search == SEARCH_IMPORTANCE && job->rule.method == METHOD_RTN;
+    bool reads_data = job->rule.method == METHOD_GPTQ || job->recipe->clip || weighted;
+    float *diagonal;
+    *order = NULL;
+    if (!reads_data || !job->input || !ql_is_present(job->input->hessian)) return QL_OK;
+    p->h = job->input->hessian;
+    QL_TRY(ql_take(job->host, (size_t)p->k, sizeof *diagonal, &diagonal));
+    QL_TRY(read_diagonal(job, p->h, &p->importance, diagonal));
+    survey_diagonal(diagonal, p->k, &p->mean_diagonal, &record->dead);
+    if (job->rule.method != METHOD_GPTQ || job->recipe->act_order == QL_ORDER_NONE) return QL_OK;
+    QL_TRY(ql_take(job->host, (size_t)p->k, sizeof **order, order));
+    return act_order(job, diagonal, p->k, *order, &p->order);
+}
+
+/* Codes on a grid, by a method, of this rank's rows; then everybody has all of them. */
+static ql_status quantize_on_grid(const linear_job *job, const linear *lin, qmodule *out, linear_record *record) {
     /* The literature's program factors and finds its groups for itself: every rank makes all rows. */
     ql_comm *comm = job->recipe->literature ? NULL : job->comm;
     row_range mine = ranks_rows(comm, lin->w.rows, ql_comm_rank(comm));
@@ -229,48 +254,30 @@ ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out
         .first = mine.first,
         .n = mine.count,
         .k = lin->w.cols,
-        .w = ql_rows(lin->w, mine.first, mine.count),
         .drift = job->drift ? &own_drift : NULL,
         .h_scale = job->n_seq > 0 ? 2.0 / (double)job->n_seq : 1,
     };
     ql_grid grid;
     ql_mat codes;
-    int32_t *order = NULL;
-    *record = (linear_record){0};
-    QL_TRY(check_range(job, lin->w));
-    QL_TRY(measure_outlier(job, &record->outlier));
-    if (job->rule.type == CODE_BLOCKS) {
-        QL_TRY(ql_context(linear_encode_blocks(job, lin->w, out, record), "%s", job->name));
-        ql_arena_release(job->device, mark);
-        record->seconds = seconds_now() - begin;
-        return QL_OK;
-    }
-    if (job->rule.type != CODE_INT || job->rule.group == GROUP_TENSOR) {
-        QL_TRY(ql_context(linear_round_values(job, lin->w, out, record), "%s", job->name));
-        QL_TRY(linear_find_input_scale(job, out));
-        ql_arena_release(job->device, mark);
-        record->seconds = seconds_now() - begin;
-        return QL_OK;
-    }
-    bool weighted = job->recipe->scale_search == SEARCH_IMPORTANCE && job->rule.method == METHOD_RTN;
-    bool reads_data = job->rule.method == METHOD_GPTQ || job->recipe->clip || weighted;
-    if (reads_data && job->input && ql_is_present(job->input->hessian)) {
-        float *diagonal;
-        p.h = job->input->hessian;
-        QL_TRY(ql_take(job->host, (size_t)p.k, sizeof *diagonal, &diagonal));
-        QL_TRY(read_diagonal(job, p.h, &p.importance, diagonal));
-        survey_diagonal(diagonal, p.k, &p.mean_diagonal, &record->dead);
-        if (job->rule.method == METHOD_GPTQ && job->recipe->act_order != QL_ORDER_NONE) {
-            QL_TRY(ql_take(job->host, (size_t)p.k, sizeof *order, &order));
-            QL_TRY(act_order(job, diagonal, p.k, order, &p.order));
-        }
-    }
+    int32_t *order;
+    QL_TRY(weights_widen(job->ctx, ql_rows(lin->w, mine.first, mine.count), job->device, &p.w));
+    QL_TRY(check_range(job, p.w));
+    QL_TRY(read_input(job, &p, &order, record));
     QL_TRY(make_grid(job, p.n, p.k, order, &grid));
     QL_TRY(ql_arena_mat(job->device, QL_U8, p.n, p.k, &codes));
     QL_TRY(ql_context(solve(job, &p, &grid, &codes, record), "%s", job->name));
     if (record->fallback) ql_log(QL_WARNING, "%s: made by %s: %s", job->name, record->method, record->fallback);
     QL_TRY(pack(job, &p, &grid, codes, out));
-    QL_TRY(linear_find_input_scale(job, out));
+    return linear_find_input_scale(job, out);
+}
+
+ql_status linear_quantize(const linear_job *job, const linear *lin, qmodule *out, linear_record *record) {
+    double begin = seconds_now();
+    ql_mark mark = ql_arena_mark(job->device);
+    bool plainly = job->rule.type != CODE_INT || job->rule.group == GROUP_TENSOR;
+    *record = (linear_record){0};
+    QL_TRY(measure_outlier(job, &record->outlier));
+    QL_TRY(plainly ? quantize_plainly(job, lin, out, record) : quantize_on_grid(job, lin, out, record));
     phases_enter(job->phases, PHASE_OTHER, 0);
     ql_arena_release(job->device, mark);
     record->seconds = seconds_now() - begin;

@@ -9,7 +9,7 @@
 #include "host/mat.h"
 
 ql_status model_open(ql_ctx *ctx, const char *dir, model *out) {
-    *out = (model){.ctx = ctx};
+    *out = (model){.ctx = ctx, .precision = QL_F32};
     if (!scan_is_text(dir, strlen(dir)))
         return ql_fail(QL_USAGE, "%s: is not UTF-8, as the reports that name the model are; rename it, or link to it",
                        dir);
@@ -96,13 +96,17 @@ ql_status model_find_tensor(const model *m, const block_tensor *wanted, const st
 static ql_status load_tensor(const model *m, const block_tensor *wanted, ql_arena *device) {
     const st_tensor *t;
     QL_TRY(model_find_tensor(m, wanted, &t));
-    QL_TRY(ql_arena_mat(device, QL_F32, wanted->rows, wanted->cols, wanted->to));
+    bool halved = wanted->half && m->precision == QL_BF16, is_half = halved && t->dtype == QL_BF16;
+    QL_TRY(ql_arena_mat(device, halved ? t->dtype : QL_F32, wanted->rows, wanted->cols, wanted->to));
+    if (is_half) *wanted->half = *wanted->to;
+    else if (halved) QL_TRY(ql_arena_mat(device, QL_BF16, wanted->rows, wanted->cols, wanted->half));
     ql_mark mark = ql_arena_mark(device);
     void *read = m->ahead ? ahead_find(m->ahead, t) : NULL;
     ql_mat raw = ql_mat_of(read, t->dtype, wanted->rows, wanted->cols);
     ql_status status = read ? QL_OK : ql_arena_mat(device, t->dtype, wanted->rows, wanted->cols, &raw);
     if (status == QL_OK && !read) status = upload_tensor(m, t, raw);
     if (status == QL_OK) status = ql_convert(m->ctx, raw, *wanted->to);
+    if (status == QL_OK && halved && !is_half) status = ql_convert(m->ctx, raw, *wanted->half);
     if (status == QL_OK) status = check_finite(m, t, *wanted->to);
     ql_arena_release(device, mark);
     return status;
@@ -121,6 +125,13 @@ static ql_status load_vector(const model *m, const char *name, int64_t size, ql_
     return load_tensor(m, &wanted, device);
 }
 
+ql_status weights_widen(ql_ctx *ctx, ql_mat w, ql_arena *device, ql_mat *out) {
+    *out = w;
+    if (w.dtype == QL_F32) return QL_OK;
+    QL_TRY(ql_arena_mat(device, QL_F32, w.rows, w.cols, out));
+    return ql_convert(ctx, w, *out);
+}
+
 /* No product takes these codes with inputs in 16 bits: the decoded weights stand for them. */
 static ql_status set_decoded(const qmodule *q, ql_arena *device, linear *lin) {
     float *w = ql_malloc((size_t)(q->n * q->k) * sizeof *w);
@@ -137,7 +148,7 @@ ql_status linear_set_quantized(const qmodule *q, ql_arena *device, linear *lin) 
     int64_t groups = ql_groups(q->k, q->group);
     ql_qweight *to = &lin->q;
     *to = (ql_qweight){.n = q->n, .k = q->k, .grid = {.bits = q->bits, .group = q->group}};
-    lin->w = ql_no_mat();
+    lin->w = lin->half = ql_no_mat();
     QL_TRY(ql_arena_upload(device, QL_I32, q->n, ql_packed_words(q->k, q->bits), q->codes, &to->codes));
     QL_TRY(ql_arena_upload(device, QL_F32, q->n, groups, q->scale, &to->grid.scale));
     QL_TRY(ql_arena_upload(device, QL_U8, q->n, groups, q->zero, &to->grid.zero));
@@ -186,7 +197,7 @@ static void list_linear(const model *m, int64_t layer, linear_id id, linear *lin
         ++*count;
     }
     if (packed) return;
-    list[*count] = (block_tensor){.rows = n, .cols = k, .to = &lin->w};
+    list[*count] = (block_tensor){.rows = n, .cols = k, .to = &lin->w, .half = &lin->half};
     snprintf(list[*count].name, sizeof list->name, "%s.weight", module);
     ++*count;
 }

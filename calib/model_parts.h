@@ -9,7 +9,8 @@ typedef struct block_tensor {
     char name[NAME_SIZE + 8];
     int64_t rows, cols;
     bool vector;
-    ql_mat *to; /* in the block, F32 */
+    ql_mat *to;   /* in the block: F32, or with `half` and for a pass in BF16 as in the checkpoint */
+    ql_mat *half; /* the same in BF16, for such a pass; NULL: none */
 } block_tensor;
 
 enum { BLOCK_TENSORS = 4 + 2 * LINEARS };

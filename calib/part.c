@@ -237,14 +237,14 @@ static json_t *make_report(part *p, uint64_t output_bytes, int64_t samples_skipp
         json_array_append_new(skipped, json_string(p->modules.skipped[i]));
     totals = report_totals(layers);
     json_t *report = json_pack(
-        "{s:i, s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:f, s:f, s:I, s:o}", "version", 1, "job",
-        p->fingerprint, "model", r->model_dir, "format", output_format_names[r->format], "statistics",
-        statistics_names[r->mode], "samples", (json_int_t)(p->tokens ? p->tokens->n_seq : 0), "tokens",
-        (json_int_t)(p->tokens ? p->tokens->n_tokens : 0), "recipe", recipe_json(&r->recipe), "layers", layers,
-        "totals", totals, "kept_in_16_bits", skipped, "source_bytes", (json_int_t)checkpoint_bytes(p->model->ck),
-        "output_bytes", (json_int_t)output_bytes, "bits_per_weight", bits_per_weight(p, output_bytes),
-        "bits_per_quantized_weight", quantized_bits(p), "samples_skipped", (json_int_t)samples_skipped, "environment",
-        report_environment(p->engine->ctx, &p->engine->phases, device_peak));
+        "{s:i, s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:f, s:f, s:I, s:o}", "version", 1,
+        "job", p->fingerprint, "model", r->model_dir, "format", output_format_names[r->format], "statistics",
+        statistics_names[r->mode], "forward", pass_name(p->model), "samples",
+        (json_int_t)(p->tokens ? p->tokens->n_seq : 0), "tokens", (json_int_t)(p->tokens ? p->tokens->n_tokens : 0),
+        "recipe", recipe_json(&r->recipe), "layers", layers, "totals", totals, "kept_in_16_bits", skipped,
+        "source_bytes", (json_int_t)checkpoint_bytes(p->model->ck), "output_bytes", (json_int_t)output_bytes,
+        "bits_per_weight", bits_per_weight(p, output_bytes), "bits_per_quantized_weight", quantized_bits(p),
+        "samples_skipped", (json_int_t)samples_skipped, "environment", report_environment(p->engine, device_peak));
     if (report && r->format == OUTPUT_GGUF)
         json_object_set_new(report, "importance",
                             json_string(!p->important   ? "none"

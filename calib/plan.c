@@ -79,7 +79,7 @@ plan_sizes plan_measure(const plan_request *r) {
     s.mine = s.tokens * s.share;
     int64_t of_leaf = ql_ceil_div(r->n_seq, LEAVES);
     s.batch = plan_smaller(s.mine, (double)((of_leaf < at_a_time ? of_leaf : at_a_time) * r->seq_len));
-    s.forward_width = 2 * (s.hidden + s.attn + s.kv + s.mlp);
+    s.forward_width = s.hidden + 2 * (s.attn + s.kv + s.mlp);
     for (linear_id id = 0; id < LINEARS; id++) {
         int64_t n, k;
         linear_shape(c, id, &n, &k);
@@ -136,7 +136,7 @@ static ql_status count_disk(const plan_request *r, ql_arena *arena, plan *p) {
 
 ql_status plan_make(const plan_request *r, ql_arena *arena, plan *p) {
     plan_sizes s = plan_measure(r);
-    *p = (plan){.ranks = (int64_t)s.ranks, .nodes = (int64_t)s.nodes};
+    *p = (plan){.ranks = (int64_t)s.ranks, .nodes = (int64_t)s.nodes, .place = r->place};
     QL_TRY(count_disk(r, arena, p));
     p->hessian_bytes = (uint64_t)(s.hessian * s.sum_k2);
     plan_count_memory(r, &s, p);
@@ -148,9 +148,11 @@ ql_status plan_scale(const plan_request *request, int64_t per_node, uint64_t dev
     for (p->n_points = 0; p->n_points < PLAN_POINTS; p->n_points++) {
         plan_request r = *request;
         plan one;
+        uint64_t need;
         ql_mark mark = ql_arena_mark(arena);
         r.ranks = (int64_t)1 << p->n_points;
         r.nodes = ql_ceil_div(r.ranks, per_node);
+        if (r.gpu) r.place = plan_place(&r, device, &need);
         QL_TRY(plan_make(&r, arena, &one));
         ql_arena_release(arena, mark);
         p->points[p->n_points] = (plan_point){.ranks = r.ranks,

@@ -83,6 +83,8 @@ typedef struct plan_request {
     uint64_t shard_size;
     uint64_t source_bytes; /* of all tensors of the checkpoint; 0: not there, 16 bits are assumed */
     bool gpu;              /* the device has its own memory */
+    bool bf16;             /* the forward pass */
+    row_place place;       /* of the rows, on a GPU */
     int64_t threads;       /* of a rank on a processor, whose buffers count; 0: as if it had none */
     int64_t ranks, nodes;  /* 0: one; ranks stand evenly on nodes */
     uint64_t program;      /* bytes that the program takes before the work; 0: little */
@@ -102,7 +104,7 @@ typedef struct plan_memory {
     double device, host;
 } plan_memory;
 
-enum { PLAN_MEMORY_ROWS = 18, PLAN_MAX_REASONS = 8, PLAN_POINTS = 7 };
+enum { PLAN_MEMORY_ROWS = 19, PLAN_MAX_REASONS = 8, PLAN_POINTS = 7 };
 
 /* The same job on another number of ranks. */
 typedef struct plan_point {
@@ -114,6 +116,7 @@ typedef struct plan_point {
 
 typedef struct plan {
     int64_t ranks, nodes;
+    row_place place;                                                          /* of the rows, on a GPU */
     uint64_t output_bytes, hessian_bytes, peak_device_bytes, peak_host_bytes; /* output: of the tensors */
     uint64_t disk_bytes; /* files of weights of the output and of the work directory, headers included */
     double seconds;
@@ -135,6 +138,9 @@ ql_status plan_make(const plan_request *request, ql_arena *arena, plan *out);
 
 /* Bytes of the arena in which a block with calibration rows collects its statistics and solves its linears; modules may be NULL. */
 size_t plan_scratch_bytes(const plan_request *request);
+
+/* The first place in which the rows leave the job within so many bytes of device memory, or the last; *need: bytes with it. */
+row_place plan_place(const plan_request *request, uint64_t limit, uint64_t *need);
 
 /* Strong scaling into p->points: the job on 1, 2, 4 ... 64 ranks of devices with so much memory, per_node of them on a node. */
 ql_status plan_scale(const plan_request *request, int64_t per_node, uint64_t device, ql_arena *arena, plan *p);

@@ -33,14 +33,14 @@ json_t *plan_json(const plan *p) {
     for (int i = 0; i < p->n_memory; i++) failed |= json_array_append_new(memory, memory_json(&p->memory[i]));
     for (int i = 0; i < p->n_points; i++) failed |= json_array_append_new(points, point_json(p, i));
     json_t *document = json_pack(
-        "{s:b, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:s, s:o, s:o, s:s, s:o}", "feasible",
-        p->status == QL_OK, "reasons", reasons, "gpus", (json_int_t)p->ranks, "nodes", (json_int_t)p->nodes,
-        "output_bytes", (json_int_t)p->output_bytes, "hessian_bytes", (json_int_t)p->hessian_bytes, "peak_device_bytes",
-        (json_int_t)p->peak_device_bytes, "peak_host_bytes", (json_int_t)p->peak_host_bytes, "disk_bytes",
-        (json_int_t)p->disk_bytes, "seconds", p->seconds, "rates_source", p->measured ? "measured" : "datasheet",
-        "link_rates_source", p->links_measured ? "measured" : "datasheet", "critical_resource",
-        p->critical_resource ? p->critical_resource : "none", "phases", parts, "memory", memory, "peak_during",
-        p->peak_moment ? p->peak_moment : "none", "scaling", points);
+        "{s:b, s:o, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:s, s:s, s:o, s:o, s:s, s:o}", "feasible",
+        p->status == QL_OK, "reasons", reasons, "gpus", (json_int_t)p->ranks, "nodes", (json_int_t)p->nodes, "rows",
+        row_place_names[p->place], "output_bytes", (json_int_t)p->output_bytes, "hessian_bytes",
+        (json_int_t)p->hessian_bytes, "peak_device_bytes", (json_int_t)p->peak_device_bytes, "peak_host_bytes",
+        (json_int_t)p->peak_host_bytes, "disk_bytes", (json_int_t)p->disk_bytes, "seconds", p->seconds, "rates_source",
+        p->measured ? "measured" : "datasheet", "link_rates_source", p->links_measured ? "measured" : "datasheet",
+        "critical_resource", p->critical_resource ? p->critical_resource : "none", "phases", parts, "memory", memory,
+        "peak_during", p->peak_moment ? p->peak_moment : "none", "scaling", points);
     if (failed && document) {
         json_decref(document);
         document = NULL;

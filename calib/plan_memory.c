@@ -1,5 +1,6 @@
 /* Memory of a job, from shapes: rows stand for the arenas of the engine.  Correct a row here when a measured peak disagrees. */
 #include <math.h>
+#include <string.h>
 
 #include "calib/plan_parts.h"
 
@@ -32,13 +33,14 @@ static bool feeds_several(site_id site) {
  * stays where other linears have the same input. */
 static double solve_bytes(const plan_request *r, site_id site, double n, double k) {
     double weights = n * k, square = k * k, target = plan_follows_original(r) ? 4 * weights : 0;
-    if (!plan_needs_hessian(r)) return (1 + 4) * weights;
+    double widened = r->bf16 ? 4 * weights : 0;
+    if (!plan_needs_hessian(r)) return widened + (1 + 4) * weights;
     if (r->recipe->literature)
-        return weights + plan_larger(8 * (square + weights), 4 * weights); /* factor and W in double */
+        return widened + weights + plan_larger(8 * (square + weights), 4 * weights); /* factor and W in double */
     double compare = (1 + 4) * weights; /* nearest rounding's codes, and the values of either */
-    double answer = target, factor = 4 * square;
-    if (feeds_several(site)) return weights + target + factor + plan_larger(answer, compare);
-    return weights + target + plan_larger(factor + answer, compare);
+    double held = widened + weights + target, answer = target, factor = 4 * square;
+    if (feeds_several(site)) return held + factor + plan_larger(answer, compare);
+    return held + plan_larger(factor + answer, compare);
 }
 
 /* The largest tensor that is not quantized: as it is read, or in FP32 beside the blocks that it becomes. */
@@ -67,11 +69,16 @@ static double statistics_bytes(const plan_request *r, const plan_sizes *s, site_
     return s->hessian * k * k + (plan_follows_original(r) ? 4 * plan_cross_rows(r->config, site) * k : 0);
 }
 
-/* The sums of leaves beside it. */
+/* What the sum of one matrix along the tree takes beside it: a stripe of each that is alive, where one stripe is not the whole. */
+static double tree_of(const plan_sizes *s, double element, double rows, double cols, double stripe) {
+    return rows > stripe ? s->matrices * element * stripe * cols : (s->matrices - 1) * element * rows * cols;
+}
+
 static double tree_bytes(const plan_request *r, const plan_sizes *s, site_id site) {
     double k = (double)site_width(r->config, site);
-    double cross = plan_follows_original(r) ? 4 * plan_cross_rows(r->config, site) * k : 0;
-    return plan_has_rows(r) && plan_needs_hessian(r) ? (s->matrices - 1) * (s->hessian * k * k + cross) : 0;
+    if (!plan_has_rows(r) || !plan_needs_hessian(r)) return 0;
+    double cross = plan_follows_original(r) ? tree_of(s, 4, plan_cross_rows(r->config, site), k, DRIFT_STRIPE) : 0;
+    return tree_of(s, s->hessian, k, k, HESSIAN_STRIPE) + cross;
 }
 
 /* Statistics of the input that needs most, while they are collected, as many of each as the tree needs, and beside one of its linears
@@ -92,8 +99,7 @@ size_t plan_scratch_bytes(const plan_request *r) {
     const double small = 1 << 20; /* diagonals, orders, what alignment costs */
     double collecting, solving;
     largest_site(r, &s, &collecting, &solving);
-    double kept = plan_second_pass(r) ? 4 * s.mine * s.hidden : 0;
-    return (size_t)(kept + plan_larger(collecting, solving) + small);
+    return (size_t)(plan_larger(collecting, solving) + small);
 }
 
 /* What the loss takes for each thread: two panels of 128 rows, two tiles of 256 columns (host/cpu/measure.c); other steps take less. */
@@ -118,6 +124,17 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
     double on_the_way = s->ranks > 1 ? s->hessian * widest_k * widest_k : 0, collecting, solving;
     /* Memory that nobody has touched yet is none on a processor, but it is on a GPU. */
     int from_start = r->gpu ? EMBEDDING | BLOCK : BLOCK, count = 0;
+    const double element = r->bf16 ? 2 : 4, between = streams * 4 * s->mine * s->hidden;
+    const double kept = plan_second_pass(r) ? 4 * s->mine * s->hidden : 0, inside = element * s->mine * step;
+    const bool waits = r->gpu && r->place == ROWS_ON_HOST, waits_inside = r->gpu && r->place != ROWS_ON_DEVICE;
+    const double visiting = (waits ? 4 * (streams + (kept > 0)) * s->hidden : 0) + (waits_inside ? element * step : 0);
+    const double apart = plan_follows_original(r) ? (r->bf16 ? 6 : 4) * s->hidden : 0;
+    const double a_batch = s->batch * (element * s->forward_width + 4 * s->hidden + apart + visiting);
+    /* In BF16 weights stay as they are, and are rounded beside that if they are in another type. */
+    const double rounded = r->bf16 && strcmp(r->config->torch_dtype, "bfloat16") != 0 ? 2 : 0;
+    const double weight = r->bf16 ? s->source + rounded : 4;
+    const bool propagates = plan_has_rows(r) && r->mode == STATISTICS_PROPAGATED;
+    const double products = r->bf16 && propagates ? 32e6 + 2 * s->widest : 0;
     const double ahead = r->gpu && !r->one_block ? s->source * s->widest * here : 0; /* on its way to the GPU */
     largest_site(r, s, &collecting, &solving);
     /* One arena for both: what was touched stays, so that it does not matter which comes first. */
@@ -127,19 +144,23 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
     const memory_row all[] = {
         {ALWAYS, {"program", 0, program * here}},
         {ALWAYS, {"token ids, their positions", 0, 8 * s->mine * here}},
-        {EMBEDDING | BLOCK, {"rows between blocks", streams * 4 * s->mine * s->hidden + 4 * s->mine, 0}},
+        {EMBEDDING | BLOCK,
+         {"rows between blocks", waits ? 4 * s->mine : between + 4 * s->mine, waits ? between * here : 0}},
         {EMBEDDING, {"embedding, FP32 and as read", (4 + s->source) * table, s->source * table * here}},
-        {from_start, {"rows between the steps of a block", streams * 4 * s->mine * step, 0}},
-        {from_start, {"a batch within a step", 4 * s->batch * s->forward_width + 4 * s->seq_len * 2 * s->half_head, 0}},
-        {BLOCK, {"rows kept for a second pass", plan_second_pass(r) ? 4 * s->mine * s->hidden : 0, 0}},
-        {BLOCK, {"weights of a block, FP32", 4 * s->block, 0}},
+        {from_start,
+         {"rows between the steps of a block", waits_inside ? 0 : inside, waits_inside ? inside * here : 0}},
+        {from_start, {"a batch within a step", a_batch + 4 * s->seq_len * 2 * s->half_head, 0}},
+        {from_start, {"rows kept for a second pass", waits ? 0 : kept, waits ? kept * here : 0}},
+        {BLOCK, {"weights of a block", weight * s->block, 0}},
         {BLOCK, {"weights as read, of the next block", s->source * (r->one_block ? s->widest : s->block), ahead}},
-        {BLOCK, {"the packed block", s->packed, 0}},
+        {BLOCK, {"the packed block", propagates && r->bf16 ? 2 * s->packed : s->packed, 0}},
+        {BLOCK, {"what its products work in", products, 0}},
         {from_start, {"statistics of an input, then beside a linear being solved", scratch, 0}},
         {COLLECTING | SOLVING, {"a Hessian on its way to its owner", on_the_way, 0}},
         {SOLVING, {"both halves of the statistics, for refining", refining, 0}},
         {SOLVING, {"buffers of the threads", 0, thread_bytes(r, s, widest_k) * here}},
-        {BLOCK, {"weights and statistics, smoothed", smooths ? 4 * s->block + s->hessian * s->sum_k2 : 0, 0}},
+        {BLOCK,
+         {"weights and statistics, smoothed", smooths ? (r->bf16 ? 8 : 4) * s->block + s->hessian * s->sum_k2 : 0, 0}},
         {BLOCK, {"statistics as read from the store", 0, r->from_store ? s->hessian * s->sum_k2 : 0}},
         {SOLVING | WRITING, {"packed results of a block", 0, s->packed * (r->gpu ? here : 1)}},
         {WRITING, {"a tensor on its way to the file", 0, plan_larger(written_bytes(r, s), s->packed)}},
@@ -160,6 +181,17 @@ static void join(const plan_request *r, double *device, double *host) {
     if (r->gpu) return;
     *host += *device;
     *device = 0;
+}
+
+row_place plan_place(const plan_request *request, uint64_t limit, uint64_t *need) {
+    plan_request r = *request;
+    const plan_sizes s = plan_measure(&r);
+    for (r.place = ROWS_ON_DEVICE;; r.place++) {
+        plan counted = {0};
+        plan_count_memory(&r, &s, &counted);
+        *need = counted.peak_device_bytes;
+        if (*need <= limit || r.place == ROWS_ON_HOST) return r.place;
+    }
 }
 
 void plan_count_memory(const plan_request *r, const plan_sizes *s, plan *p) {

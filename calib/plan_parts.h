@@ -18,7 +18,7 @@ typedef struct plan_sizes {
     double block;         /* weights of one block, elements */
     double largest;       /* of the largest tensor of the checkpoint, elements */
     double widest;        /* of the largest linear */
-    double forward_width; /* of all buffers of a batch together */
+    double forward_width; /* of all buffers of a batch together, but for what is in FP32 always */
     double packed;        /* bytes of the quantized form of one block: codes, FP32 scales, zero points, g_idx */
     double packed_all;    /* of all blocks */
     double sum_k2;        /* elements of the Hessians of one block */

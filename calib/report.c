@@ -60,12 +60,13 @@ json_t *report_totals(const json_t *layers) {
                      rtn_loss > 0 ? loss / rtn_loss : 1.0);
 }
 
-json_t *report_environment(ql_ctx *ctx, phases *p, size_t peak_device_bytes) {
+json_t *report_environment(engine *e, size_t peak_device_bytes) {
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    return json_pack("{s:s, s:s, s:s, s:i, s:f, s:o, s:I, s:I}", "qalib", QL_VERSION, "device", ql_ctx_device(ctx),
-                     "device_description", ql_ctx_describe(ctx), "threads", ql_ctx_threads(ctx), "seconds",
-                     phases_total(p), "phases", phases_json(p), "peak_host_bytes", (json_int_t)usage.ru_maxrss * 1024,
+    return json_pack("{s:s, s:s, s:s, s:i, s:f, s:o, s:s, s:I, s:I}", "qalib", QL_VERSION, "device",
+                     ql_ctx_device(e->ctx), "device_description", ql_ctx_describe(e->ctx), "threads",
+                     ql_ctx_threads(e->ctx), "seconds", phases_total(&e->phases), "phases", phases_json(&e->phases),
+                     "rows", row_place_names[e->place], "peak_host_bytes", (json_int_t)usage.ru_maxrss * 1024,
                      "peak_device_bytes", (json_int_t)peak_device_bytes);
 }
 

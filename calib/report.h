@@ -7,6 +7,7 @@
  *   "format"              as --format of quantize names it: "gptq", "awq", "gguf", ...
  *   "importance"          "gguf" alone: where the weight of each input came from, "none", "imatrix", or as "statistics"
  *   "statistics"          "propagated" (inputs come through quantized blocks), "fp" (through the original), "none" (no data)
+ *   "forward"             "fp32" or "bf16": what activations are rounded to
  *   "samples" "tokens"    rows and tokens of calibration; 0 without rows, also when statistics come from a store
  *   "samples_skipped"     rows left out because they became non-finite
  *   "recipe"              the resolved recipe, fields as in calib/recipe.h
@@ -25,6 +26,7 @@
  *     "qalib" "device" "threads" "device_description"       version; "cpu" or "cuda:N"; processor and libraries with their versions
  *     "seconds"             of the job, and of each of the "phases", which also have a "name", "flops" and "peak_bytes" (of the memory
  *                           that layers work in)
+ *     "rows"                "device", "host between steps" or "host": where activations waited
  *     "peak_host_bytes" "peak_device_bytes"                 of the process; of the device's arenas
  */
 #ifndef CALIB_REPORT_H
@@ -39,7 +41,7 @@ json_t *report_layer(const layer_result *result, const module_rule *rules, const
 json_t *report_totals(const json_t *layers);
 
 /* The host's side: seconds by phase, peak memory of the process and of the device, device and libraries. */
-json_t *report_environment(ql_ctx *ctx, phases *p, size_t peak_device_bytes);
+json_t *report_environment(engine *e, size_t peak_device_bytes);
 
 /* For people, on stdout: a table of the modules, or of the layers when there are very many, and the totals. */
 void report_print(const json_t *report);

@@ -238,6 +238,8 @@ ql_status smooth_block(const smooth_job *job, block *b, capture captures[SITES],
     site_vectors vectors[SITES];
     *out = (smoothing){0};
     phases_enter(job->phases, PHASE_GRID, 0);
+    for (linear_id id = 0; id < LINEARS; id++)
+        QL_TRY(weights_widen(job->ctx, b->lin[id].w, job->device, &b->lin[id].w));
     for (site_id site = 0; site < SITES; site++) QL_TRY(search_site(job, b, site, captures[site].hessian, out));
     for (site_id site = 0; site < SITES; site++) QL_TRY(upload_vectors(job, b, site, out, &vectors[site]));
     for (linear_id id = 0; id < LINEARS; id++) {

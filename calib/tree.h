@@ -23,6 +23,8 @@
 
 enum {
     LEAVES = 64,
+    HESSIAN_STRIPE = 2048, /* rows of a Hessian that are summed at a time; a multiple of QL_HESSIAN_STEP */
+    DRIFT_STRIPE = 4096,   /* ... of a drift, for each of which o or down is multiplied once more */
     TREE_DEPTH = 16
 }; /* two fringes of a share, each at most one node of every level below the root, and a leaf */
 

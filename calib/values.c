@@ -142,9 +142,13 @@ ql_status linear_tensor_range(const linear_job *job, const block *b, site_id sit
     if (counted) QL_TRY(capture_zeros(job->ctx, QL_U64, 1, STATS_HIST_BINS, job->device, &hist));
     for (linear_id id = 0; id < LINEARS; id++) {
         float own = 0;
+        ql_mat w;
         if (linear_site[id] != site) continue;
-        QL_TRY(linear_largest(job, b->lin[id].w, &own));
-        if (counted) QL_TRY(ql_abs_hist(job->ctx, b->lin[id].w, hist));
+        ql_mark before = ql_arena_mark(job->device);
+        QL_TRY(weights_widen(job->ctx, b->lin[id].w, job->device, &w));
+        QL_TRY(linear_largest(job, w, &own));
+        if (counted) QL_TRY(ql_abs_hist(job->ctx, w, hist));
+        ql_arena_release(job->device, before);
         *limit = fmaxf(*limit, own);
     }
     if (counted && *limit > 0) QL_TRY(limit_of(job, hist, *limit, limit));

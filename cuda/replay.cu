@@ -89,6 +89,6 @@ ql_status ql_cuda_facts(ql_ctx *ctx, ql_facts *facts) {
 ql_status ql_cuda_copy(ql_ctx *ctx, void *to, const void *from, size_t bytes) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
-    CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, gpu->stream));
+    CUDA_TRY(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, gpu->stream));
     return QL_OK;
 }

@@ -43,7 +43,7 @@ typedef struct ql_facts {
 } ql_facts;
 ql_status ql_device_facts(ql_ctx *ctx, ql_facts *facts);
 
-/* Enqueues a copy within the memory of the context, by all threads or the copy engine of the device. */
+/* Enqueues a copy within the memory of the context, what ql_pin gave included, by all threads or the copy engine of the device. */
 ql_status ql_copy(ql_ctx *ctx, void *to, const void *from, size_t bytes);
 
 #ifdef __cplusplus

@@ -58,7 +58,7 @@ static float shortfall_from_scratch(const place *p, const model *m, const int32_
     assert_ok(ql_arena_open(p->ctx, &device));
     assert_ok(ql_take(p->arena, (size_t)n, sizeof *positions, &positions));
     for (int64_t i = 0; i < n; i++) positions[i] = (int32_t)i;
-    assert_ok(forward_open(p->ctx, c, n, n, device, &f));
+    assert_ok(forward_open(p->ctx, c, QL_F32, n, n, device, &f));
     assert_ok(ql_arena_mat(device, QL_F32, n, c->hidden, &x));
     assert_ok(ql_arena_mat(device, QL_F32, 1, c->vocab, &logits));
     row.data = (void *)ids; /* the CPU's memory is the host's */

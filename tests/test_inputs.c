@@ -40,7 +40,7 @@ static void open_block(rounded_model *r, bool through_bytes) {
     assert_ok(ql_arena_open(ctx, &r->device));
     assert_ok(model_open(ctx, r->place.out, &r->model));
     if (through_bytes) assert_ok(model_plan_inputs(&r->model, ROWS));
-    assert_ok(forward_open(ctx, &r->model.config, LENGTH, ROWS, r->device, &r->forward));
+    assert_ok(forward_open(ctx, &r->model.config, QL_F32, LENGTH, ROWS, r->device, &r->forward));
     assert_ok(forward_open_inputs(&r->forward, ROWS, r->model.byte_workspace, r->device));
     assert_ok(model_load_block(&r->model, 0, r->device, &r->block));
 }

@@ -272,7 +272,7 @@ static void keys_and_values(const place *p, const model *md, bool rounded, float
     const int64_t start[2] = {0, rows};
     int32_t index[16];
     assert_ok(ql_arena_open(p->ctx, &device));
-    assert_ok(forward_open(p->ctx, &md->config, rows, rows, device, &f));
+    assert_ok(forward_open(p->ctx, &md->config, QL_F32, rows, rows, device, &f));
     if (rounded) assert_ok(forward_open_inputs(&f, rows, 0, device));
     assert_ok(model_load_block(md, 0, device, &b));
     for (linear_id id = 0; id < LINEARS; id++) b.lin[id].inputs.mode = QL_SCALE_NONE; /* the cache alone */

@@ -211,11 +211,13 @@ static void strong_scaling(void **state) {
         plan alone = make_split(&config, &r, 512, 2048, true, STATISTICS_PROPAGATED, 1 << i, i < 4 ? 1 : 1 << (i - 3));
         assert_true(p.points[i].ranks == 1 << i && p.points[i].nodes == alone.nodes);
         assert_true(p.points[i].seconds == alone.seconds);
-        assert_true(p.points[i].fits == (alone.peak_device_bytes <= 100000000000));
+        assert_true(p.points[i].fits && p.points[i].device_bytes <= 100000000000);
+        assert_true(alone.peak_device_bytes > 100000000000
+                        ? p.points[i].device_bytes < (double)alone.peak_device_bytes /* rows wait in host memory */
+                        : p.points[i].device_bytes == (double)alone.peak_device_bytes);
         assert_true(i == 0 || p.points[i].seconds < p.points[i - 1].seconds);
     }
-    assert_false(p.points[0].fits);
-    assert_true(p.points[6].fits);
+    assert_true(make(&config, &r, 512, 2048, true).peak_device_bytes > 100000000000); /* the first of them */
     json_t *document = plan_json(&p), *points = json_object_get(document, "scaling");
     assert_int_equal(json_array_size(points), PLAN_POINTS);
     const json_t *last = json_array_get(points, 6);
@@ -224,6 +226,43 @@ static void strong_scaling(void **state) {
                          json_number_value(json_object_get(last, "speedup")) -
                      1) < 1e-12);
     json_decref(document);
+}
+
+/* Llama-2-70B, 128 rows of 2048: the places come in order as memory shrinks, each takes less than the one before, what leaves the
+ * device is on the host, and a card of 24 GB is enough for the last. */
+static void rows_wait_where_they_fit(void **state) {
+    (void)state;
+    model_config config = read_config("llama-2-70b");
+    recipe r = recipe_of("version: 1\nscheme: W4A16-GPTQ-g128\n");
+    module_table modules;
+    plan_rates rates;
+    plan_gpu_rates(plan_find_gpu("h200"), &rates);
+    assert_ok(modules_resolve(&r, LAYOUT_GPTQ, &config, arena, &modules));
+    plan_request request = {.config = &config,
+                            .recipe = &r,
+                            .modules = &modules,
+                            .n_seq = 128,
+                            .seq_len = 2048,
+                            .mode = STATISTICS_PROPAGATED,
+                            .shard_size = 5000000000u,
+                            .gpu = true,
+                            .bf16 = true,
+                            .rates = &rates};
+    static const uint64_t limits[ROW_PLACES] = {UINT64_MAX, 40000000000, 22000000000};
+    const double tokens = 128 * 2048, between = 2 * 4 * tokens * 8192, inside = 2 * tokens * 28672;
+    plan p[ROW_PLACES];
+    for (int place = 0; place < ROW_PLACES; place++) {
+        uint64_t need;
+        assert_int_equal(plan_place(&request, limits[place], &need), place);
+        request.place = (row_place)place;
+        assert_ok(plan_make(&request, arena, &p[place]));
+        assert_true(p[place].peak_device_bytes == need && need <= limits[place]);
+    }
+    assert_true(fabs(p[1].phases[PLAN_FORWARD].host_bytes - p[0].phases[PLAN_FORWARD].host_bytes - inside) < 1e3);
+    assert_true(fabs(p[2].phases[PLAN_FORWARD].host_bytes - p[1].phases[PLAN_FORWARD].host_bytes - between) < 1e3);
+    uint64_t need;
+    assert_int_equal(plan_place(&request, 1000000000, &need), ROWS_ON_HOST); /* not enough, and says so */
+    assert_true(need > 1000000000);
 }
 
 /* What one block needs is at most what a job of many needs, and its time a share of theirs. */
@@ -492,6 +531,7 @@ int main(void) {
         cmocka_unit_test(rows_do_not_divide),
         cmocka_unit_test(factors_are_packed_into_bins),
         cmocka_unit_test(strong_scaling),
+        cmocka_unit_test(rows_wait_where_they_fit),
         cmocka_unit_test(one_block_of_many),
         cmocka_unit_test(processor_has_one_memory),
         cmocka_unit_test(limits_decide),

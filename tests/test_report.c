@@ -164,9 +164,10 @@ static void report_is_documented_and_repeats(void **state) {
     assert_ok(quantize_run(ctx, &job, 1, &first));
     check_documented(first, text);
     static const char *const needed[] = {
-        "version",         "job",          "model",        "format",          "statistics",
-        "samples",         "tokens",       "recipe",       "layers",          "totals",
-        "kept_in_16_bits", "source_bytes", "output_bytes", "bits_per_weight", "bits_per_quantized_weight",
+        "version",         "job",          "model",           "format",
+        "statistics",      "forward",      "samples",         "tokens",
+        "recipe",          "layers",       "totals",          "kept_in_16_bits",
+        "source_bytes",    "output_bytes", "bits_per_weight", "bits_per_quantized_weight",
         "samples_skipped", "environment"};
     assert_int_equal(json_object_size(first), sizeof needed / sizeof *needed);
     for (size_t i = 0; i < sizeof needed / sizeof *needed; i++)

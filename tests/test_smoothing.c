@@ -80,7 +80,7 @@ static ql_mat forward_through(place *p, const block *b) {
     assert_ok(ql_arena_mat(p->device, QL_I32, 1, ROWS, &position));
     for (int i = 0; i < ROWS; i++) ((int32_t *)position.data)[i] = i;
     const batch rows = {.n_seq = 1, .rows = ROWS, .start = start, .position = position};
-    assert_ok(forward_open(p->ctx, &p->model.config, ROWS, ROWS, p->device, &f));
+    assert_ok(forward_open(p->ctx, &p->model.config, QL_F32, ROWS, ROWS, p->device, &f));
     assert_ok(block_forward(&f, b, 0, &rows, x));
     return x;
 }

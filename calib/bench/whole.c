@@ -10,7 +10,7 @@
 /* ---- plans of what runs ------------------------------------------------------------------------------------------------- */
 
 static ql_status forecast(ql_ctx *ctx, const model_config *config, const whole_setting *how, bool one_block,
-                          const plan_rates *rates, ql_arena *arena, plan *out) {
+                          row_place place, const plan_rates *rates, ql_arena *arena, plan *out) {
     module_table modules;
     model_config c = *config;
     if (one_block) c.layers = 1;
@@ -23,6 +23,8 @@ static ql_status forecast(ql_ctx *ctx, const model_config *config, const whole_s
                                   .mode = STATISTICS_PROPAGATED,
                                   .shard_size = 5000000000u,
                                   .gpu = strncmp(ql_ctx_device(ctx), "cuda", 4) == 0,
+                                  .bf16 = how->pass.bf16,
+                                  .place = place,
                                   .threads = ql_ctx_threads(ctx),
                                   .one_block = one_block,
                                   .program = how->program,
@@ -71,6 +73,7 @@ static quantize_request request_of(const whole_setting *how, const synthetic_fil
                               .tokens_path = files->tokens,
                               .mode = STATISTICS_PROPAGATED,
                               .recipe = *how->recipe,
+                              .pass = how->pass,
                               .shard_size = 5000000000u};
 }
 
@@ -78,11 +81,13 @@ static ql_status open_run(ql_ctx *ctx, const whole_setting *how, const synthetic
                           run_state *s) {
     s->request = request_of(how, files);
     QL_TRY(model_open(ctx, files->model, &s->model));
+    s->model.precision = pass_precision(&how->pass);
     QL_TRY(tokens_read(files->tokens, arena, &s->tokens));
     QL_TRY(part_open(ctx, &s->request, &s->model, &s->tokens, arena, &s->part));
     QL_TRY(ql_arena_open(ctx, &s->device));
     QL_TRY(engine_open(ctx, &s->model, &s->request.recipe, STATISTICS_PROPAGATED, &s->engine));
     s->part.engine = &s->engine;
+    s->engine.device_memory = how->pass.device_memory;
     return engine_open_rows(&s->engine, &s->tokens, &s->data, s->device);
 }
 
@@ -111,6 +116,7 @@ static void measure_block(run_state *s, block_result *out) {
     getrusage(RUSAGE_SELF, &usage);
     phases_enter(&e->phases, PHASE_OTHER, 0);
     out->spent = e->phases;
+    out->place = e->place;
     for (int i = 0; i < PHASES; i++) out->seconds += e->phases.seconds[i], out->flops += e->phases.flops[i];
     out->peak_host = (uint64_t)usage.ru_maxrss * 1024;
     out->peak_device = ql_arena_peak(s->device) + ql_arena_peak(e->weights) + ql_arena_peak(e->scratch);
@@ -142,9 +148,9 @@ ql_status bench_block(ql_ctx *ctx, const synthetic_shape *shape, const whole_set
     if (status == QL_OK) status = run_block(ctx, how, &files, arena, out);
     synthetic_remove(&files);
     QL_TRY(status);
-    QL_TRY(forecast(ctx, &shape->config, how, true, how->rates, arena, &out->forecast));
+    QL_TRY(forecast(ctx, &shape->config, how, true, out->place, how->rates, arena, &out->forecast));
     find_rates(&out->forecast, out->spent.seconds, &measured);
-    return forecast(ctx, &shape->whole, how, false, &measured, arena, &out->projection);
+    return forecast(ctx, &shape->whole, how, false, out->place, &measured, arena, &out->projection);
 }
 
 /* ---- rates -------------------------------------------------------------------------------------------------------------- */
@@ -175,7 +181,7 @@ ql_status bench_rates(ql_ctx *ctx, const synthetic_shape *shape, const whole_set
     }
     synthetic_remove(&files);
     QL_TRY(status);
-    QL_TRY(forecast(ctx, &shape->config, how, false, how->rates, arena, &counted));
+    QL_TRY(forecast(ctx, &shape->config, how, false, ROWS_ON_DEVICE, how->rates, arena, &counted)); /* its operations */
     for (int i = 0; i < PHASES; i++) seconds[i] /= repeats;
     *out = *how->rates;
     find_rates(&counted, seconds, out);

@@ -13,12 +13,14 @@
 typedef struct whole_setting {
     const recipe *recipe;
     int64_t rows, seq_len;
+    pass_setting pass;
     uint64_t program;        /* bytes in memory before the work */
     const plan_rates *rates; /* for the forecast: rough ones, or measured before */
 } whole_setting;
 
 typedef struct block_result {
     phases spent;
+    row_place place;
     double seconds, flops;
     uint64_t peak_host, peak_device; /* of the process; of the engine's arenas */
     plan forecast;                   /* for the same block, by setting.rates */

@@ -34,6 +34,7 @@ static ql_status read_request(const cli *args, ql_ctx *ctx, int64_t blocks, ql_a
     QL_TRY(recipe_check(&r->recipe));
     QL_TRY(cli_int(args, "samples", 1, MOST_ROWS, &r->how.rows));
     QL_TRY(cli_int(args, "seqlen", 2, MOST_ROWS, &r->how.seq_len));
+    QL_TRY(cli_pass(args, ctx, &r->how.pass));
     if (is_gpu(ctx)) plan_gpu_rates(plan_find_gpu("h100"), &r->rates);
     else plan_cpu_rates(ql_ctx_threads(ctx), &r->rates);
     r->how.recipe = &r->recipe;
@@ -87,15 +88,15 @@ static ql_status print_json(ql_ctx *ctx, const request *r, const block_result *b
     json_t *shape = json_pack("{s:I, s:I, s:I, s:I, s:I}", "hidden", (json_int_t)c->hidden, "intermediate",
                               (json_int_t)c->intermediate, "heads", (json_int_t)c->heads, "kv_heads",
                               (json_int_t)c->kv_heads, "head_dim", (json_int_t)c->head_dim);
-    json_t *document =
-        json_pack("{s:s, s:s, s:i, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:o, s:o, s:o}", "device",
-                  ql_ctx_device(ctx), "device_description", ql_ctx_describe(ctx), "threads", ql_ctx_threads(ctx),
-                  "shape", shape, "samples", (json_int_t)r->how.rows, "seqlen", (json_int_t)r->how.seq_len, "seconds",
-                  b->seconds, "flops", b->flops, "tflop_s", b->flops / b->seconds / 1e12, "percent_of_roof",
-                  100 * b->flops / b->seconds / roofs->dense, "roof_tflop_s", roofs->dense / 1e12, "peak_host_bytes",
-                  (json_int_t)b->peak_host, "peak_device_bytes", (json_int_t)(is_gpu(ctx) ? b->peak_device : 0),
-                  "phases", phases_document(b, roofs), "forecast", forecast_document(&b->forecast), "projection",
-                  forecast_document(&b->projection));
+    json_t *document = json_pack(
+        "{s:s, s:s, s:i, s:s, s:s, s:o, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:o, s:o, s:o}", "device",
+        ql_ctx_device(ctx), "device_description", ql_ctx_describe(ctx), "threads", ql_ctx_threads(ctx), "forward",
+        r->how.pass.bf16 ? "bf16" : "fp32", "rows", row_place_names[b->place], "shape", shape, "samples",
+        (json_int_t)r->how.rows, "seqlen", (json_int_t)r->how.seq_len, "seconds", b->seconds, "flops", b->flops,
+        "tflop_s", b->flops / b->seconds / 1e12, "percent_of_roof", 100 * b->flops / b->seconds / roofs->dense,
+        "roof_tflop_s", roofs->dense / 1e12, "peak_host_bytes", (json_int_t)b->peak_host, "peak_device_bytes",
+        (json_int_t)(is_gpu(ctx) ? b->peak_device : 0), "phases", phases_document(b, roofs), "forecast",
+        forecast_document(&b->forecast), "projection", forecast_document(&b->projection));
     if (!document) return ql_fail(QL_NOMEM, "no memory for the result");
     json_object_set_new(json_object_get(document, "projection"), "blocks",
                         json_integer((json_int_t)r->shape.whole.layers));
@@ -111,6 +112,7 @@ static void print_text(ql_ctx *ctx, const request *r, const block_result *b, con
     printf("%s, %d threads; hidden %lld, intermediate %lld, %lld heads, %lld for keys; %lld x %lld tokens\n",
            ql_ctx_describe(ctx), ql_ctx_threads(ctx), (long long)c->hidden, (long long)c->intermediate,
            (long long)c->heads, (long long)c->kv_heads, (long long)r->how.rows, (long long)r->how.seq_len);
+    printf("forward in %s, rows wait on the %s\n", r->how.pass.bf16 ? "bf16" : "fp32", row_place_names[b->place]);
     printf("%-12s %10s %10s %8s %12s\n", "phase", "seconds", "TFLOP/s", "of roof", "peak MB");
     for (int i = 0; i < PHASES; i++) {
         double seconds = b->spent.seconds[i], rate = seconds > 0 ? b->spent.flops[i] / seconds : 0;

@@ -63,6 +63,16 @@ ql_status cli_statistics(const cli *args, const char *scheme, const recipe *r, b
 /* Opens the context that --device and --threads ask for, through which ranks with a GPU each send their messages. */
 ql_status cli_open_ctx(const cli *args, ql_ctx **ctx);
 void cli_close_ctx(ql_ctx *ctx); /* NULL is allowed */
+
+/* How rows pass there: --precision, by default BF16 on a GPU and FP32 on a processor, and --max-device-mem if the command has it. */
+#define CLI_PRECISION_OPTION                                                                                           \
+    { "precision", 0, "TYPE", false, "of activations: fp32 or bf16 (default: bf16 on a GPU, fp32 on a processor)" }
+#define CLI_PASS_OPTIONS                                                                                               \
+    CLI_PRECISION_OPTION, {                                                                                            \
+        "max-device-mem", 0, "SIZE", false,                                                                            \
+            "activations wait in host memory where the job would take more (default: what is free)"                    \
+    }
+ql_status cli_pass(const cli *args, ql_ctx *ctx, pass_setting *pass);
 /* Joins the other processes that a launcher has started with this one; NULL: there are none.  cli_main tells them how it ends.  Messages
  * of the ranks behind 0 are left out, and the processors of a machine are shared between its ranks. */
 ql_status cli_open_ranks(const cli *args, ql_comm **comm);

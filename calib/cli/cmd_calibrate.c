@@ -38,7 +38,8 @@ static ql_status run(const cli *args) {
     QL_TRY(cli_open_ranks(args, &request.comm));
     QL_TRY(parse_kinds(cli_value(args, "collect"), &request.kinds));
     QL_TRY(cli_open_ctx(args, &ctx));
-    ql_status status = calibrate_run(ctx, &request, &report);
+    ql_status status = cli_pass(args, ctx, &request.pass);
+    if (status == QL_OK) status = calibrate_run(ctx, &request, &report);
     if (report && cli_has(args, "json")) json_dumpf(report, stdout, JSON_INDENT(2)), putchar('\n');
     else if (report)
         printf("%lld layers of statistics in %s (%lld tokens in %lld rows, mode fp)\n",
@@ -57,6 +58,7 @@ static const cli_option options[] = {
     {"collect", 0, "LIST", false, "what to collect: hessian, moments, hist (default: all)"},
     {"resume", 0, NULL, false, "go on where an interrupted run stopped; starts from the beginning if there is none"},
     {"comm-timeout", 0, "S", false, "give up when another rank is missing for so long (default: 600)"},
+    CLI_PASS_OPTIONS,
     {NULL, 0, NULL, false, NULL},
 };
 

@@ -35,6 +35,7 @@ static void print_json(const evaluation *e, const char *dir, const model *m, con
                         json_string(!model_rounds_inputs(m) ? "16 bits"
                                     : m->scheme.input_zeros ? "token with zero point"
                                                             : activation_names[m->scheme.activations]));
+    json_object_set_new(j, "forward", json_string(pass_name(m)));
     json_object_set_new(j, "kv_cache", json_string(model_rounds_cache(m) ? "fp8" : "16 bits"));
     if (e->compared) {
         json_t *delta = json_array();
@@ -73,6 +74,17 @@ static ql_status compare(const model *m, const model *base) {
     return QL_OK;
 }
 
+/* What rounds its inputs to 8 bits takes them from FP32, and its base must not differ in more than that. */
+static ql_status choose_precision(const cli *args, ql_ctx *ctx, model *m) {
+    pass_setting pass;
+    bool rounds = model_rounds_inputs(m) || model_rounds_cache(m), asked = cli_has(args, "precision");
+    QL_TRY(cli_pass(args, ctx, &pass));
+    if (rounds && asked && pass.bf16)
+        return ql_fail(QL_USAGE, "--precision bf16: this model rounds its inputs to 8 bits, from FP32");
+    m->precision = rounds ? QL_F32 : pass_precision(&pass);
+    return QL_OK;
+}
+
 static ql_status run(const cli *args) {
     const char *dir = cli_value(args, "model"), *base_dir = cli_value(args, "base"), *path = cli_value(args, "tokens");
     model m = {0}, base = {0};
@@ -87,6 +99,8 @@ static ql_status run(const cli *args) {
     if (status == QL_OK) status = model_open(ctx, dir, &m);
     if (status == QL_OK && base_dir) status = model_open(ctx, base_dir, &base);
     m.weights_only = cli_has(args, "weights-only");
+    if (status == QL_OK) status = choose_precision(args, ctx, &m);
+    base.precision = m.precision;
     if (status == QL_OK) status = tokens_check_model(&tokens, path, dir, m.config.vocab);
     if (status == QL_OK && base_dir) status = compare(&m, &base);
     model *with = base_dir ? &base : NULL;
@@ -107,7 +121,9 @@ static const cli_option options[] = {
      "model directory: 16 or 32 bits, or quantized (codes run through the packed product); or a GGUF file"},
     {"tokens", 't', "FILE", true, "token file (qalib tokenize); its rows are the windows"},
     {"base", 'b', "DIR", false, "also compare with this model: KL divergence, top-1 agreement, loss by position"},
-    {"weights-only", 0, NULL, false, "leave inputs, keys and values in FP32 where the scheme rounds them to 8 bits"},
+    {"weights-only", 0, NULL, false,
+     "leave inputs, keys and values as they are where the scheme rounds them to 8 bits"},
+    CLI_PRECISION_OPTION,
     {NULL, 0, NULL, false, NULL},
 };
 

@@ -135,6 +135,15 @@ static ql_status choose_gpus(inputs *in) {
     return QL_OK;
 }
 
+/* As the job chooses: see cli_pass. */
+static ql_status choose_precision(inputs *in) {
+    static const char *const types[] = {"fp32", "bf16", NULL};
+    int type = in->request.gpu;
+    QL_TRY(cli_choice(in->args, "precision", types, &type));
+    in->request.bf16 = type == 1;
+    return QL_OK;
+}
+
 /* A plan for a GPU needs none; "auto" means what the job would choose here. */
 static ql_status choose_device(inputs *in) {
     const char *device = cli_value(in->args, "device"), *rates = cli_value(in->args, "rates");
@@ -152,6 +161,7 @@ static ql_status choose_device(inputs *in) {
         cli_close_ctx(ctx);
     }
     in->request.threads = threads;
+    QL_TRY(choose_precision(in));
     if (in->request.gpu) plan_gpu_rates(in->gpu ? in->gpu : plan_find_gpu("h100"), &in->rates);
     else plan_cpu_rates((int)threads, &in->rates);
     return rates ? plan_load_rates(rates, &in->rates) : QL_OK;
@@ -224,12 +234,17 @@ static ql_status check_targets(const inputs *in, plan *p) {
     return QL_OK;
 }
 
+static ql_status device_memory(const inputs *in, uint64_t *bytes) {
+    *bytes = in->gpu ? (uint64_t)in->gpu->memory : UINT64_MAX;
+    return cli_bytes(in->args, "max-device-mem", bytes);
+}
+
 /* What this machine has counts where the job would run here. */
 static ql_status check_limits(const inputs *in, plan *p) {
-    uint64_t device = in->gpu ? (uint64_t)in->gpu->memory : UINT64_MAX, disk = UINT64_MAX;
+    uint64_t device, disk = UINT64_MAX;
     uint64_t host = in->elsewhere ? UINT64_MAX : machine_memory_available();
     const char *out = cli_value(in->args, "output");
-    QL_TRY(cli_bytes(in->args, "max-device-mem", &device));
+    QL_TRY(device_memory(in, &device));
     QL_TRY(cli_bytes(in->args, "max-host-mem", &host));
     if (out || !in->elsewhere) QL_TRY(ql_dir_free_bytes(out ? out : ".", &disk));
     if (in->elsewhere)
@@ -291,6 +306,7 @@ static void print_plan(const inputs *in, const plan *p) {
     print_size("Hessians of a block", (double)p->hessian_bytes);
     if (in->request.gpu) print_size("device memory", (double)p->peak_device_bytes);
     print_size("host memory", (double)p->peak_host_bytes);
+    if (in->request.gpu) printf("%-46s %12s\n", "activations wait on the", row_place_names[p->place]);
     printf("at the peak, %s:\n", p->peak_moment);
     for (int i = 0; i < p->n_memory; i++) {
         char what[64];
@@ -319,12 +335,20 @@ static ql_status verdict(const plan *p) {
     return p->status;
 }
 
+static ql_status choose_place(inputs *in) {
+    uint64_t device, need;
+    QL_TRY(device_memory(in, &device));
+    if (in->request.gpu) in->request.place = plan_place(&in->request, device, &need);
+    return QL_OK;
+}
+
 static ql_status run(const cli *args) {
     inputs in;
     plan p = {0};
     ql_arena *arena;
     QL_TRY(ql_arena_open(NULL, &arena));
     ql_status status = read_inputs(args, arena, &in);
+    if (status == QL_OK) status = choose_place(&in);
     if (status == QL_OK) status = plan_make(&in.request, arena, &p);
     if (status == QL_OK) status = check_targets(&in, &p);
     if (status == QL_OK) status = check_limits(&in, &p);
@@ -359,7 +383,9 @@ static const cli_option options[] = {
     {"gpus", 0, "N", false, "one rank on each, in all nodes together (default: 1)"},
     {"nodes", 0, "N", false, "that they stand on (default: 8 GPUs to a node)"},
     {"rates", 0, "FILE", false, "measured rates (qalib bench --rates FILE on the machine where the job will run)"},
-    {"max-device-mem", 0, "SIZE", false, "memory of a device (default: of --gpu, else not checked)"},
+    CLI_PRECISION_OPTION,
+    {"max-device-mem", 0, "SIZE", false,
+     "memory of a device; rows wait in host memory where it is too small (default: of --gpu, else not checked)"},
     {"max-host-mem", 0, "SIZE", false,
      "memory of a node's host (default: what is available here now; with --gpu, --gpus or --nodes not checked)"},
     {0},

@@ -183,7 +183,9 @@ static ql_status run(const cli *args) {
     ql_status status = cli_open_ranks(args, &comm);
     if (status == QL_OK) status = parse(args, arena, &o);
     if (status == QL_OK) status = cli_open_ctx(args, &ctx);
-    for (int i = 0; i < o.count; i++) o.request[i].comm = comm;
+    pass_setting pass = {0};
+    if (status == QL_OK) status = cli_pass(args, ctx, &pass);
+    for (int i = 0; i < o.count; i++) o.request[i].comm = comm, o.request[i].pass = pass;
     if (status == QL_OK) status = run_all(args, ctx, &o);
     if (ql_comm_rank(comm) > 0) o.count = 0; /* rank 0 has the reports */
     if (status == QL_OK && o.count > 0 && cli_has(args, "json")) print_json(&o);
@@ -218,6 +220,7 @@ const cli_option cli_quantize_options[] = {
     {"deterministic", 0, NULL, false, "the same bytes for any number of threads and ranks: always so, costs nothing"},
     {"comm-timeout", 0, "S", false, "give up when another rank is missing for so long (default: 600)"},
     {"shard-size", 0, "BYTES", false, "largest file, for instance 500MB (default: 5GB)"},
+    CLI_PASS_OPTIONS,
     {NULL, 0, NULL, false, NULL},
 };
 

@@ -278,6 +278,7 @@ static const cli_option options[] = {
     {"ranks", 0, "N", false,
      "processes that share the job under mpirun, one per GPU (default: as many as GPUs; on the processor 1)"},
     {"comm-timeout", 0, "S", false, "ranks give up when another one is missing for so long (default: 600)"},
+    CLI_PASS_OPTIONS,
     {"priority", 0, "N", false, "-100 to 100, higher first (default: 0)"},
     {"key", 0, "TEXT", false, "submitting again with the same key is the same job (default: made from the request)"},
     {"wait", 0, NULL, false, "until the job is over; exits with its code"},

@@ -284,6 +284,15 @@ ql_status cli_open_ctx(const cli *args, ql_ctx **ctx) {
     return status;
 }
 
+ql_status cli_pass(const cli *args, ql_ctx *ctx, pass_setting *pass) {
+    static const char *const types[] = {"fp32", "bf16", NULL};
+    int type = strncmp(ql_ctx_device(ctx), "cuda", 4) == 0;
+    *pass = (pass_setting){0};
+    QL_TRY(cli_choice(args, "precision", types, &type));
+    pass->bf16 = type == 1;
+    return cli_bytes(args, "max-device-mem", &pass->device_memory);
+}
+
 progress_style cli_progress(const cli *args) {
     if (cli_has(args, "quiet")) return PROGRESS_NONE;
     if (ql_log_is_json()) return PROGRESS_JSON;

@@ -60,6 +60,8 @@ static const struct {
     {"deterministic", FIELD_SWITCH, ONLY_QUANTIZE},
     {"comm-timeout", FIELD_REAL, ONLY_QUANTIZE},
     {"threads", FIELD_INT, 0},
+    {"precision", FIELD_WORD, 0},
+    {"max-device-mem", FIELD_WORD, 0},
     {"gpus", FIELD_OWN, 0},
     {"ranks", FIELD_OWN, 0},
     {"priority", FIELD_OWN, 0},
