@@ -97,6 +97,37 @@ static void attention_bf16_heads_of_every_size(void **state) {
     for (int i = 0; i < 8; i++) check_bf16(*state, (int64_t[]){0, 70}, 1, heads(2, 1, 0, sizes[i]), sizes[i], 1, 0);
 }
 
+/* Heads that are not whole pieces of 16 bytes, with every sharing and window: what the F32 kernel takes, BF16 takes. */
+static void attention_bf16_heads_of_odd_sizes(void **state) {
+    const int64_t sizes[] = {1, 2, 17, 20, 100, 250};
+    const ql_attention_shape shapes[] = {{6, 6, 0, 0}, {6, 2, 9, 0}, {6, 1, 1, 0}};
+    for (int i = 0; i < 18; i++) {
+        const ql_attention_shape *s = &shapes[i % 3];
+        check_bf16(*state, (int64_t[]){0, 3, 3, 40}, 3, heads(s->heads, s->kv_heads, s->window, sizes[i / 3]),
+                   sizes[i / 3], 1, 0);
+    }
+}
+
+/* Queries, keys and values side by side in one matrix, which begins on 16 bytes, or one column later. */
+static void attention_bf16_of_columns(void **state) {
+    backend *b = *state;
+    enum { M = 70, D = 40, HEADS = 4, SHARED = 2, ALL = (HEADS + 2 * SHARED) * D };
+    const ql_attention_shape shape = heads(HEADS, SHARED, 33, D);
+    const int64_t start[] = {0, M};
+    for (int64_t skip = 0; skip < 2; skip++) {
+        ql_mat all = in_bf16(b, normal(b, M, ALL + skip, 1), 1, 8 - skip), dall = upload(b, all);
+        ql_mat out = poisoned(b, QL_BF16, M, HEADS * D), dout = upload(b, out),
+               truth = poisoned(b, QL_F64, M, HEADS * D);
+        const int64_t k = skip + HEADS * D, v = k + SHARED * D;
+        ref_attention(ql_cols(all, skip, HEADS * D), ql_cols(all, k, SHARED * D), ql_cols(all, v, SHARED * D), &shape,
+                      start, 1, truth);
+        assert_ok(ql_attention(b->ctx, ql_cols(dall, skip, HEADS * D), ql_cols(dall, k, SHARED * D),
+                               ql_cols(dall, v, SHARED * D), &shape, start, 1, dout));
+        download(b, dout, out);
+        assert_close(out, truth, BF16_BOUND);
+    }
+}
+
 static void attention_bf16_around_tiles(void **state) {
     check_bf16(*state, (int64_t[]){0, 1, 64, 64, 129, 194, 300}, 6, heads(2, 2, 0, 64), 64, 1, 0);
     for (int64_t m = 63; m <= 65; m++) check_bf16(*state, (int64_t[]){0, m}, 1, heads(1, 1, 0, 64), 64, 1, 0);
@@ -213,6 +244,8 @@ int main(void) {
         cmocka_unit_test(attention_windows),
         cmocka_unit_test(attention_large_scores),
         cmocka_unit_test(attention_bf16_heads_of_every_size),
+        cmocka_unit_test(attention_bf16_heads_of_odd_sizes),
+        cmocka_unit_test(attention_bf16_of_columns),
         cmocka_unit_test(attention_bf16_many_sequences),
         cmocka_unit_test(attention_bf16_around_tiles),
         cmocka_unit_test(attention_bf16_windows),
