@@ -1,17 +1,21 @@
 /* Operations on single elements: embedding, SwiGLU, addition, conversion, search for what is not finite.
  *
  * One block per row, its threads side by side along the columns: loads coalesce, and no element needs a division to find its
- * row.  All are limited by memory; vector loads would help rows that are aligned, which views need not be.
+ * row.  All are limited by memory, so activations are taken eight at a time where every operand is aligned; the bits are the same.
  * Twin: host/cpu/elementwise.c.  expf differs from the CPU's in the last place, everything else is bit for bit the same. */
-#include "cuda/device.cuh"
+#include "cuda/eights.cuh"
 
 enum { THREADS = 256 };
 
 /* ---- x[i] = table[ids[i]] ------------------------------------------------------------------------------------------------ */
 
-static __global__ void embed_kernel(ql_mat table, ql_mat ids, ql_mat x) {
+template <int STEP> static __global__ void embed_kernel(ql_mat table, ql_mat ids, ql_mat x) {
     int64_t from = row_of<int32_t>(ids, 0)[blockIdx.x];
-    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) put_value(x, blockIdx.x, j, value_at(table, from, j));
+    for (int64_t j = threadIdx.x * STEP; j < x.cols; j += THREADS * STEP) {
+        float value[STEP];
+        load_values(table, from, j, value);
+        put_values(x, blockIdx.x, j, value);
+    }
 }
 
 ql_status ql_cuda_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x) {
@@ -23,23 +27,31 @@ ql_status ql_cuda_embed(ql_ctx *ctx, ql_mat table, ql_mat ids, ql_mat x) {
     if (at >= 0)
         return ql_fail(QL_INVALID, "embed: ids[%lld] is %d, the table has %lld rows", (long long)at, (int)id,
                        (long long)table.rows);
-    LAUNCH(gpu, embed_kernel, x.rows, THREADS, table, ids, x);
+    if (ql_cuda_in_eights(table) && ql_cuda_in_eights(x))
+        LAUNCH(gpu, embed_kernel<EIGHT>, x.rows, THREADS, table, ids, x);
+    else LAUNCH(gpu, embed_kernel<1>, x.rows, THREADS, table, ids, x);
     return QL_OK;
 }
 
 /* ---- y = gate / (1 + exp(-gate)) * up,   x += y -------------------------------------------------------------------------- */
 
-static __global__ void swiglu_kernel(ql_mat gate, ql_mat up, ql_mat y) {
-    for (int64_t j = threadIdx.x; j < y.cols; j += THREADS) {
-        float g = value_at(gate, blockIdx.x, j);
-        put_value(y, blockIdx.x, j, g / (1.0f + expf(-g)) * value_at(up, blockIdx.x, j));
+template <int STEP> static __global__ void swiglu_kernel(ql_mat gate, ql_mat up, ql_mat y) {
+    for (int64_t j = threadIdx.x * STEP; j < y.cols; j += THREADS * STEP) {
+        float g[STEP], u[STEP];
+        load_values(gate, blockIdx.x, j, g);
+        load_values(up, blockIdx.x, j, u);
+#pragma unroll
+        for (int i = 0; i < STEP; i++) g[i] = g[i] / (1.0f + expf(-g[i])) * u[i];
+        put_values(y, blockIdx.x, j, g);
     }
 }
 
 ql_status ql_cuda_swiglu(ql_ctx *ctx, ql_mat gate, ql_mat up, ql_mat y) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
-    LAUNCH(gpu, swiglu_kernel, y.rows, THREADS, gate, up, y);
+    if (ql_cuda_in_eights(gate) && ql_cuda_in_eights(up) && ql_cuda_in_eights(y))
+        LAUNCH(gpu, swiglu_kernel<EIGHT>, y.rows, THREADS, gate, up, y);
+    else LAUNCH(gpu, swiglu_kernel<1>, y.rows, THREADS, gate, up, y);
     return QL_OK;
 }
 
@@ -49,16 +61,23 @@ static __global__ void add_f64_kernel(ql_mat x, float alpha, ql_mat y) {
     for (int64_t j = threadIdx.x; j < x.cols; j += THREADS) sum[j] += alpha * term[j];
 }
 
-static __global__ void add_kernel(ql_mat x, float alpha, ql_mat y) {
-    for (int64_t j = threadIdx.x; j < x.cols; j += THREADS)
-        put_value(x, blockIdx.x, j, value_at(x, blockIdx.x, j) + alpha * value_at(y, blockIdx.x, j));
+template <int STEP> static __global__ void add_kernel(ql_mat x, float alpha, ql_mat y) {
+    for (int64_t j = threadIdx.x * STEP; j < x.cols; j += THREADS * STEP) {
+        float sum[STEP], term[STEP];
+        load_values(x, blockIdx.x, j, sum);
+        load_values(y, blockIdx.x, j, term);
+#pragma unroll
+        for (int i = 0; i < STEP; i++) sum[i] += alpha * term[i];
+        put_values(x, blockIdx.x, j, sum);
+    }
 }
 
 ql_status ql_cuda_add(ql_ctx *ctx, ql_mat x, float alpha, ql_mat y) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
     if (x.dtype == QL_F64) LAUNCH(gpu, add_f64_kernel, x.rows, THREADS, x, alpha, y);
-    else LAUNCH(gpu, add_kernel, x.rows, THREADS, x, alpha, y);
+    else if (ql_cuda_in_eights(x) && ql_cuda_in_eights(y)) LAUNCH(gpu, add_kernel<EIGHT>, x.rows, THREADS, x, alpha, y);
+    else LAUNCH(gpu, add_kernel<1>, x.rows, THREADS, x, alpha, y);
     return QL_OK;
 }
 
@@ -88,10 +107,23 @@ static __global__ void convert_kernel(ql_mat src, ql_mat dst) {
         store_float(dst, blockIdx.x, j, load_float(src, blockIdx.x, j));
 }
 
+/* Between F32 and BF16, eight at a time. */
+static __global__ void convert_eights_kernel(ql_mat src, ql_mat dst) {
+    for (int64_t j = threadIdx.x * EIGHT; j < src.cols; j += THREADS * EIGHT) {
+        float value[EIGHT];
+        load_values(src, blockIdx.x, j, value);
+        put_values(dst, blockIdx.x, j, value);
+    }
+}
+
+static bool is_activation(ql_mat mat) { return mat.dtype == QL_F32 || mat.dtype == QL_BF16; }
+
 ql_status ql_cuda_convert(ql_ctx *ctx, ql_mat src, ql_mat dst) {
     ql_cuda *gpu;
     QL_TRY(ql_cuda_use(ctx, &gpu));
-    LAUNCH(gpu, convert_kernel, src.rows, THREADS, src, dst);
+    if (is_activation(src) && is_activation(dst) && ql_cuda_in_eights(src) && ql_cuda_in_eights(dst))
+        LAUNCH(gpu, convert_eights_kernel, src.rows, THREADS, src, dst);
+    else LAUNCH(gpu, convert_kernel, src.rows, THREADS, src, dst);
     return QL_OK;
 }
 

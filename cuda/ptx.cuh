@@ -47,6 +47,13 @@ PTX void ptx_copy(void *to, const void *from, int bytes, uint64_t policy) {
 PTX void ptx_commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int OPEN> PTX void ptx_wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory"); }
 
+/* 16 bytes to global memory in one instruction: stores of a vector the compiler takes apart where they depend on a branch. */
+PTX void ptx_store(void *to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(a), "r"(b), "r"(c),
+                 "r"(d)
+                 : "memory");
+}
+
 /* ---- bulk copies and the barriers that count their bytes, sm_90 --------------------------------------------------------------- */
 
 /* One thread makes a barrier of `arrivals` arrivals per phase, then ptx_fence_barriers and a block barrier before its first use. */

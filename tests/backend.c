@@ -110,6 +110,28 @@ void assert_same_bits_on_device(backend *b, ql_mat first, ql_mat second) {
     assert_same_bits(one, two);
 }
 
+/* A copy behind `skip` columns of poison. */
+static ql_mat shifted(backend *b, ql_mat mat, int64_t skip, int64_t ld) {
+    ql_mat wide = poisoned_with(b, mat.dtype, mat.rows, mat.cols + skip, ld), copy = ql_cols(wide, skip, mat.cols);
+    for (int64_t r = 0; r < mat.rows; r++)
+        for (int64_t c = 0; c < mat.cols; c++) ref_put(copy, r, c, ref_at(mat, r, c));
+    return wide;
+}
+
+void assert_same_wherever(backend *b, apply_operation *apply, ql_mat x, ql_mat y) {
+    const int64_t skips[] = {0, 1, 0}, pads[] = {8, 8, 3};
+    ql_mat first = x;
+    for (int i = 0; i < 3; i++) {
+        ql_mat wide = shifted(b, x, skips[i], x.cols + pads[i]), dx = upload(b, wide);
+        ql_mat dy = upload(b, shifted(b, y, skips[i], y.cols + pads[i]));
+        assert_ok(apply(b, ql_cols(dx, skips[i], x.cols), ql_cols(dy, skips[i], y.cols)));
+        download(b, dx, wide);
+        for (int64_t r = 0; r < x.rows && skips[i]; r++) assert_true(isnan(ref_at(wide, r, 0)));
+        if (i) assert_same_bits(ql_cols(wide, skips[i], x.cols), first);
+        else first = wide;
+    }
+}
+
 static const char *group_device; /* cmocka's group setup takes no argument */
 
 static int open_backend(void **state) {

@@ -56,6 +56,11 @@ void assert_same_bits(ql_mat a, ql_mat b);
 /* Both matrices lie on the device of `b`. */
 void assert_same_bits_on_device(backend *b, ql_mat first, ql_mat second);
 
+/* x = apply(x, y) where rows begin at multiples of 16 bytes, where they begin one column later, and where they begin anywhere: the same
+ * bits, and nothing written beside x. */
+typedef ql_status apply_operation(backend *b, ql_mat x, ql_mat y);
+void assert_same_wherever(backend *b, apply_operation *apply, ql_mat x, ql_mat y);
+
 /* Runs the group on the CPU, then on CUDA if there is a device; prints why not otherwise. */
 int run_group_on_backends(const struct CMUnitTest *tests, size_t count);
 #define run_on_backends(tests) run_group_on_backends(tests, sizeof(tests) / sizeof(tests)[0])

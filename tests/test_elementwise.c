@@ -89,6 +89,27 @@ static void elementwise_in_bf16(void **state) {
     assert_refused(ql_swiglu(b->ctx, dgate, dx, dgate), QL_INVALID, "up: is F32, expected BF16");
 }
 
+static ql_status swiglu_in_place(backend *b, ql_mat x, ql_mat y) { return ql_swiglu(b->ctx, x, y, x); }
+static ql_status add_some(backend *b, ql_mat x, ql_mat y) { return ql_add(b->ctx, x, -0.7f, y); }
+static ql_status convert_from(backend *b, ql_mat x, ql_mat y) { return ql_convert(b->ctx, y, x); }
+static ql_status embed_from(backend *b, ql_mat x, ql_mat y) {
+    return ql_embed(b->ctx, y, upload(b, integers(b, 3, (const int32_t[]){2, 0, 1})), x);
+}
+
+/* Eight values at a time or one by one; more of them than a block takes at once. */
+static void elementwise_wherever_rows_begin(void **state) {
+    backend *b = *state;
+    ql_mat x = outliers(b, 3, 2 * 2048 + 40, 1), y = normal(b, 3, 2 * 2048 + 40, 2), half = narrowed(b, x);
+    apply_operation *const any[] = {swiglu_in_place, add_some, embed_from};
+    for (int i = 0; i < 3; i++) {
+        assert_same_wherever(b, any[i], x, y);
+        assert_same_wherever(b, any[i], half, narrowed(b, y));
+    }
+    assert_same_wherever(b, add_some, x, narrowed(b, y));
+    assert_same_wherever(b, convert_from, half, y);
+    assert_same_wherever(b, convert_from, y, half);
+}
+
 /* Two roundings, one of the product and one of the sum: every backend gives their bits. */
 static void add_rounds_twice(void **state) {
     backend *b = *state;
@@ -283,6 +304,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(embed_picks_rows),
         cmocka_unit_test(elementwise_in_bf16),
+        cmocka_unit_test(elementwise_wherever_rows_begin),
         cmocka_unit_test(swiglu_odd_sizes),
         cmocka_unit_test(swiglu_whole_range),
         cmocka_unit_test(swiglu_keeps_nan),

@@ -126,6 +126,47 @@ static void rope_in_bf16(void **state) {
     assert_same_bits(half, narrowed(b, x));
 }
 
+enum { LONG = 2048 + 40, HEAD = 80 };
+
+static ql_status norm_of_rows(backend *b, ql_mat x, ql_mat y) {
+    ql_mat weight = poisoned_dense(b, QL_F32, 1, y.cols);
+    for (int64_t c = 0; c < y.cols; c++) ref_put(weight, 0, c, 1 + 1 / (double)(c + 2));
+    return ql_rmsnorm(b->ctx, y, upload(b, weight), 1e-5f, x);
+}
+
+static ql_status norm_of_heads(backend *b, ql_mat x, ql_mat y) {
+    ql_mat weight = poisoned_dense(b, QL_F32, 1, HEAD);
+    for (int64_t c = 0; c < HEAD; c++) ref_put(weight, 0, c, 1 + 1 / (double)(c + 2));
+    (void)y;
+    return ql_rmsnorm(b->ctx, x, upload(b, weight), 1e-5f, x);
+}
+
+static ql_status rope_of_heads(backend *b, ql_mat x, ql_mat y) {
+    ql_mat cosines = poisoned_dense(b, QL_F32, 3, HEAD / 2), sines = poisoned_dense(b, QL_F32, 3, HEAD / 2);
+    for (int64_t i = 0; i < 3 * HEAD / 2; i++) {
+        ref_put(cosines, 0, i, cos((double)i));
+        ref_put(sines, 0, i, sin((double)i));
+    }
+    (void)y;
+    return ql_rope(b->ctx, x, x.cols / HEAD, upload(b, integers(b, 3, (const int32_t[]){2, 0, 1})), upload(b, cosines),
+                   upload(b, sines));
+}
+
+/* Eight values at a time or one by one; rows longer than a block takes at once, and heads that it takes together. */
+static void norm_and_rope_wherever_rows_begin(void **state) {
+    backend *b = *state;
+    ql_mat x = outliers(b, 3, LONG, 1), y = outliers(b, 3, LONG, 2), heads = normal(b, 3, 53 * HEAD, 3);
+    assert_same_wherever(b, norm_of_rows, x, y);
+    assert_same_wherever(b, norm_of_rows, narrowed(b, x), y);
+    assert_same_wherever(b, norm_of_rows, x, narrowed(b, y));
+    assert_same_wherever(b, norm_of_rows, narrowed(b, x), narrowed(b, y));
+    apply_operation *const any[] = {norm_of_heads, rope_of_heads};
+    for (int i = 0; i < 2; i++) {
+        assert_same_wherever(b, any[i], heads, x);
+        assert_same_wherever(b, any[i], narrowed(b, heads), x);
+    }
+}
+
 static void rope_refuses_what_does_not_fit(void **state) {
     backend *b = *state;
     const int32_t late[] = {0, 4}, early[] = {-1, 0};
@@ -154,15 +195,11 @@ static void rmsnorm_refuses_what_does_not_fit(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rmsnorm_odd_sizes),
-        cmocka_unit_test(rmsnorm_per_head),
-        cmocka_unit_test(rmsnorm_extreme_rows),
-        cmocka_unit_test(rmsnorm_refuses_what_does_not_fit),
-        cmocka_unit_test(rmsnorm_in_bf16),
-        cmocka_unit_test(rmsnorm_between_types),
-        cmocka_unit_test(rope_in_bf16),
-        cmocka_unit_test(rope_odd_sizes),
-        cmocka_unit_test(rope_refuses_what_does_not_fit),
+        cmocka_unit_test(rmsnorm_odd_sizes),    cmocka_unit_test(rmsnorm_per_head),
+        cmocka_unit_test(rmsnorm_extreme_rows), cmocka_unit_test(rmsnorm_refuses_what_does_not_fit),
+        cmocka_unit_test(rmsnorm_in_bf16),      cmocka_unit_test(rmsnorm_between_types),
+        cmocka_unit_test(rope_in_bf16),         cmocka_unit_test(norm_and_rope_wherever_rows_begin),
+        cmocka_unit_test(rope_odd_sizes),       cmocka_unit_test(rope_refuses_what_does_not_fit),
     };
     return run_on_backends(tests);
 }

@@ -24,6 +24,12 @@ PTX void ptx_copy(void *to, const void *from, int bytes, uint64_t = 0) { emulate
 PTX void ptx_commit_copies() { emulated_commit_copies(); }
 template <int OPEN> PTX void ptx_wait_copies() { emulated_wait_copies(OPEN); }
 
+PTX void ptx_store(void *to, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    if ((uintptr_t)to % 16) emulated_stop("a store of 16 bytes that is not aligned to them");
+    const uint32_t words[] = {a, b, c, d};
+    memcpy(to, words, sizeof words);
+}
+
 /* ---- bulk copies and the barriers that count their bytes, sm_90 --------------------------------------------------------------- */
 
 PTX void ptx_barrier_init(uint64_t *barrier, unsigned arrivals) { emulated_barrier_init(barrier, arrivals); }
