@@ -3,7 +3,7 @@
  * A number format here is a struct of what the product kernel (codes_kernel.cuh) needs of it:
  *   part, sum        what the tensor core adds up; what the partial sums of groups are added up in, after their scale
  *   X_BYTES          of one input: one product takes 32 bytes of a row of x
- *   KIND             of wgmma, for halves
+ *   KIND             of wgmma
  *   offset(zero)     a word that stands for a zero point in fragment()
  *   fragment(...)    A operand of product `step` of a tile: rows lane / 4 and + 8 have their own zero points
  */
@@ -90,6 +90,7 @@ template <typename SUM> struct s8_codes {
     typedef int32_t part;
     typedef SUM sum;
     enum { BITS = 4, X_BYTES = 1 };
+    static constexpr wgmma_kind KIND = S8_S8;
     static constexpr uint32_t TOPS = 0x80808080u;
 
     static __device__ __forceinline__ uint32_t offset(int zero) { return (uint32_t)zero * 0x01010101u; }

@@ -21,7 +21,9 @@ static const struct {
     {ql_w4a16_kernels, 3}, /* up to 32 tokens */
     {ql_w4a16_sm90_kernels, QL_WIDE_KERNELS},
     {ql_w4a16_kernels + 3, QL_W4A16_KERNELS - 3},
-    {ql_w4a8_kernels, QL_W4A8_KERNELS},
+    {ql_w4a8_kernels, 1}, /* up to 16 tokens */
+    {ql_w4a8_sm90_kernels, QL_WIDE_KERNELS},
+    {ql_w4a8_kernels + 1, QL_W4A8_KERNELS - 1},
     {&ql_product_any, 1},
 };
 

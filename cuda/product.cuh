@@ -15,6 +15,7 @@ extern const ql_kernel ql_w3a16_kernels[QL_W3A16_KERNELS];                    /*
 extern const ql_kernel ql_w4a16_kernels[QL_W4A16_KERNELS];                    /* codes of 4 bits times halves or E4M3 */
 extern const ql_kernel ql_w3a16_sm90, ql_w4a16_sm90_kernels[QL_WIDE_KERNELS]; /* the same on Hopper, for many tokens */
 extern const ql_kernel ql_w4a8_kernels[QL_W4A8_KERNELS];                      /* codes of 4 bits times I8 */
+extern const ql_kernel ql_w4a8_sm90_kernels[QL_WIDE_KERNELS];                 /* likewise */
 extern const ql_kernel ql_codes_dense;   /* codes times 1024 tokens and more, where FAST allows it */
 extern const ql_kernel ql_product_dense; /* through cuBLASLt */
 extern const ql_kernel ql_dense;         /* F16 or BF16: the same bits in every batch */

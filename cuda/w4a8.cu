@@ -2,7 +2,8 @@
  * perhaps a zero point.
  *
  * Integer tensor cores sum (q - zero) x exactly: with a scale per output over all of k, so that y is one rounding of scales away from
- * the truth; with groups, each group's sum times its scale is added in FP32.  x is brought into the order of the codes first. */
+ * the truth; with groups, each group's sum times its scale is added in FP32.  x is brought into the order of the codes first.
+ * Hopper has a kernel of its own for more tokens than 16, cuda/w4a8_sm90.cu. */
 #include "cuda/codes_kernel.cuh"
 
 static ql_status takes(const ql_product *p, int) {

@@ -95,16 +95,20 @@ WGMMA_SIZE(128, 64, 65, 66)
 WGMMA_SIZE(256, 128, 129, 130)
 
 /* The left operand from registers: a[i], i = 0 .. 3, has rows and columns of ql_group_left_row and _col (host/schedule.h), the lower
- * column in the lower half.  Until a wait the registers belong to the product. */
-#define WGMMA_HELD(N, A0, A1, A2, A3, B, P, TYPE)                                                                      \
-    asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #P ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE     \
-                 " {" WGMMA_REGS_##N "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p, 1, 1, 0; }"             \
-                 : WGMMA_OUT_##N("+f")                                                                                 \
+ * column in the lower half; of bytes the same rows and twice the columns, four neighbours.  Until a wait the registers belong to the
+ * product. */
+#define WGMMA_HELD(N, A0, A1, A2, A3, B, P, C, TYPES, CONSTANTS)                                                       \
+    asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #P ", 0; wgmma.mma_async.sync.aligned.m64n" #N TYPES               \
+                 " {" WGMMA_REGS_##N "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", p" CONSTANTS "; }"         \
+                 : WGMMA_OUT_##N(C)                                                                                    \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)add))
 #define WGMMA_HELD_SIZE(N, ...)                                                                                        \
     template <wgmma_kind KIND> PTX void wgmma(float(&d)[N / 2], const uint32_t(&a)[4], uint64_t b, bool add) {         \
-        if constexpr (KIND == BF16_BF16) WGMMA_HELD(N, __VA_ARGS__, "bf16.bf16");                                      \
-        if constexpr (KIND == F16_F16) WGMMA_HELD(N, __VA_ARGS__, "f16.f16");                                          \
+        if constexpr (KIND == BF16_BF16) WGMMA_HELD(N, __VA_ARGS__, "+f", "k16.f32.bf16.bf16", ", 1, 1, 0");           \
+        if constexpr (KIND == F16_F16) WGMMA_HELD(N, __VA_ARGS__, "+f", "k16.f32.f16.f16", ", 1, 1, 0");               \
+    }                                                                                                                  \
+    template <wgmma_kind KIND> PTX void wgmma(int32_t(&d)[N / 2], const uint32_t(&a)[4], uint64_t b, bool add) {       \
+        if constexpr (KIND == S8_S8) WGMMA_HELD(N, __VA_ARGS__, "+r", "k32.s32.s8.s8", "");                            \
     }
 WGMMA_HELD_SIZE(64, 32, 33, 34, 35, 36, 37)
 WGMMA_HELD_SIZE(128, 64, 65, 66, 67, 68, 69)

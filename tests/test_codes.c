@@ -40,14 +40,14 @@ static int is_hopper(backend *b) {
     return found;
 }
 
-/* More tokens than 32 (16 for other widths than 4) are for wgmma there. */
+/* More tokens than 32 (16 for other widths than 4 and for bytes) are for wgmma there. */
 static void kernels_of_hopper(void **state) {
     backend *b = *state;
     if (is_cpu(b) || !is_hopper(b)) {
         print_message("skip: not Hopper\n");
         skip();
     }
-    ql_product p = w4a16(64, 64, 64), wide = p, any = p;
+    ql_product p = w4a16(64, 64, 64), wide = p, any = p, bytes = w4a8(64, 64, 64);
     wide.bits = 3, any.repeat = QL_ANY_BATCH;
     assert_kernel(b, p, 8, "w4a16.8");
     assert_kernel(b, p, 32, "w4a16.32");
@@ -57,6 +57,9 @@ static void kernels_of_hopper(void **state) {
     assert_kernel(b, wide, 16, "w3a16.16");
     assert_kernel(b, wide, 17, "w3a16.128.sm90");
     assert_kernel(b, any, 1, "w4a16.128.sm90");
+    assert_kernel(b, bytes, 16, "w4a8.16");
+    assert_kernel(b, bytes, 17, "w4a8.64.sm90");
+    assert_kernel(b, bytes, 65, "w4a8.128.sm90");
 }
 
 /* The smallest shape that takes all tokens at once; one kernel for every batch where bits must not depend on it. */
@@ -164,6 +167,13 @@ static void wide_tiles(void **state) {
         p.bits = widths[i % 3], p.x = i / 3 ? QL_F16 : QL_BF16, p.zero_points = i % 2;
         check_product(*state, p, i == 5 ? 130 : 20);
     }
+    /* Bytes, 128 inputs at a time: with groups, and with one scale per output. */
+    for (int i = 0; i < 16; i++) {
+        const int64_t group = cases[i / 2].group;
+        ql_product p = w4a8(cases[i / 2].n, cases[i / 2].k, i % 2 ? 0 : group);
+        p.zero_points = i % 3 < 2, p.ordered = i == 10, p.bias = i % 5 == 1, p.repeat = i == 8 ? QL_ANY_BATCH : 0;
+        check_product(*state, p, cases[i / 2].m);
+    }
 }
 
 /* A row of x has the same bits alone and among others. */
@@ -270,7 +280,7 @@ static void assert_repeats(backend *b, ql_product p, int64_t m) {
     assert_again(b, &o, packed, first);
     unsetenv("QALIB_EMULATED_BLOCKS");
     set_arch("90");
-    if (p.x == QL_I8 || m <= 32) assert_again(b, &o, packed, first);
+    if (m <= (p.x == QL_I8 ? 16 : 32)) assert_again(b, &o, packed, first);
     set_arch(given_arch());
 }
 

@@ -142,16 +142,16 @@ static void products_of_every_kind(void **) {
 
 /* ---- left operands in registers ------------------------------------------------------------------------------------------------------ */
 
-/* Two products of 16 of K: the words of thread t for product p are left[(2 t + p) * 4 ..]. */
-template <wgmma_kind KIND, int N>
-static __global__ void held_kernel(const unsigned char *tiles, const uint32_t *left, float *sums) {
+/* Two products of 32 bytes of K: the words of thread t for product p are left[(2 t + p) * 4 ..]. */
+template <wgmma_kind KIND, int N, typename T>
+static __global__ void held_kernel(const unsigned char *tiles, const uint32_t *left, T *sums) {
 #if HOPPER
     DYNAMIC_SHARED(shared);
     for (int i = (int)threadIdx.x; i < TILE_B; i += GROUP) shared[i] = tiles[i];
     ptx_fence_async();
     __syncthreads();
     uint32_t a[2][4];
-    float d[N / 2];
+    T d[N / 2];
     for (int i = 0; i < 8; i++) a[i / 4][i % 4] = left[(2 * threadIdx.x + i / 4) * 4 + i % 4];
     for (int i = 0; i < N / 2; i++) d[i] = 7; /* not added to */
     wgmma_fence();
@@ -163,30 +163,32 @@ static __global__ void held_kernel(const unsigned char *tiles, const uint32_t *l
 #endif
 }
 
-template <wgmma_kind KIND, int N> static void check_held() {
+template <wgmma_kind KIND, int N, typename T> static void check_held() {
+    enum { SIZE = KIND >= BF16_BF16 ? 2 : 1, PER_WORD = 4 / SIZE, STEP = 32 / SIZE };
     static unsigned char tiles[TILE_B];
     static uint32_t left[GROUP * 8];
-    static float sums[MOST_N / 2 * GROUP];
-    double value, a[64][32], b[N][64];
+    static T sums[MOST_N / 2 * GROUP];
+    double value, a[64][2 * STEP], b[N][4 * STEP];
     memset(tiles, 0xff, sizeof tiles);
     for (int row = 0; row < N; row++)
-        for (int k = 0; k < 64; k++) {
+        for (int k = 0; k < 4 * STEP; k++) {
             uint32_t bits = element_of(KIND, false, row, k, &b[row][k]);
-            memcpy(tiles + place_of(row, k, 2, false), &bits, 2);
+            memcpy(tiles + place_of(row, k, SIZE, false), &bits, SIZE);
         }
-    /* "Register Fragments for wgmma.mma_async.m64nNk16", A. */
+    /* "Register Fragments for wgmma.mma_async.m64nNk16" and of m64nNk32 with bytes, A. */
+    memset(left, 0, sizeof left);
     for (int t = 0; t < GROUP; t++)
-        for (int i = 0; i < 16; i++) {
-            int row = 16 * (t >> 5) + (t % 32 >> 2) + (i / 2 % 2 ? 8 : 0),
-                k = i / 8 * 16 + (t % 4) * 2 + (i & 1) + (i % 8 >= 4 ? 8 : 0);
+        for (int i = 0; i < 8 * PER_WORD; i++) {
+            int word = i / PER_WORD, row = 16 * (t >> 5) + (t % 32 >> 2) + (word & 1 ? 8 : 0),
+                k = word / 4 * STEP + (t % 4) * PER_WORD + i % PER_WORD + (word & 2 ? STEP / 2 : 0);
             uint32_t bits = element_of(KIND, true, row, k, &value);
             a[row][k] = value;
-            left[t * 8 + i / 2] = i % 2 ? left[t * 8 + i / 2] | bits << 16 : bits;
+            left[t * 8 + word] |= bits << 8 * SIZE * (i % PER_WORD);
         }
     unsigned char *device = on_device(tiles, sizeof tiles);
     uint32_t *words = on_device(left, GROUP * 8);
-    float *result = on_device(sums, MOST_N / 2 * GROUP);
-    auto kernel = held_kernel<KIND, N>;
+    T *result = on_device(sums, MOST_N / 2 * GROUP);
+    auto kernel = held_kernel<KIND, N, T>;
     RUN(kernel, GROUP, TILE_B, device, words, result);
     take_back(result, sums, N / 2 * GROUP);
     cudaFree(device), cudaFree(words);
@@ -195,18 +197,20 @@ template <wgmma_kind KIND, int N> static void check_held() {
             int row = 16 * (thread / 32) + thread % 32 / 4 + 8 * (i / 2 % 2),
                 column = 8 * (i / 4) + 2 * (thread % 4) + i % 2;
             double sum = 0;
-            for (int k = 0; k < 32; k++) sum += a[row][k] * b[column][k / 16 * 32 + 16 + k % 16];
+            for (int k = 0; k < 2 * STEP; k++) sum += a[row][k] * b[column][k / STEP * 2 * STEP + STEP + k % STEP];
             if (sums[i * GROUP + thread] != sum)
-                fail_msg("kind %d, N %d, (%d, %d): %g, expected %g", (int)KIND, N, row, column,
+                fail_msg("kind %d, N %d, left in registers, (%d, %d): %g, expected %g", (int)KIND, N, row, column,
                          (double)sums[i * GROUP + thread], sum);
         }
 }
 
 static void products_with_left_in_registers(void **) {
-    check_held<BF16_BF16, 64>();
-    check_held<BF16_BF16, 128>();
-    check_held<F16_F16, 64>();
-    check_held<F16_F16, 128>();
+    check_held<BF16_BF16, 64, float>();
+    check_held<BF16_BF16, 128, float>();
+    check_held<F16_F16, 64, float>();
+    check_held<F16_F16, 128, float>();
+    check_held<S8_S8, 64, int32_t>();
+    check_held<S8_S8, 128, int32_t>();
 }
 
 /* ---- tensor maps ------------------------------------------------------------------------------------------------------------------ */

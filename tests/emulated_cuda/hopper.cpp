@@ -98,17 +98,20 @@ static void read_row(const operand_layout &l, unsigned row, unsigned size, doubl
     }
 }
 
-/* "Register Fragments for wgmma.mma_async.m64nNk16": register r of thread q of a row's quad has row + 8 (r % 2), columns 2 q + 8 (r / 2)
- * and the next. */
+/* "Register Fragments for wgmma.mma_async.m64nNk16" and k32: register r of thread q of a row's quad has row + 8 (r % 2), columns
+ * 2 q + 8 (r / 2) and the next, of bytes 4 q + 16 (r / 2) and the next three. */
 static void read_held(const product &p, double left[2][MAX_K]) {
     if (memcmp(p.held, p.quad[threadIdx.x % 4], sizeof p.quad[0]) != 0)
         emulated_stop("registers of a product under way were overwritten");
     for (unsigned q = 0; q < 4; q++)
-        for (unsigned r = 0; r < 4; r++)
-            for (unsigned half = 0; half < 2; half++) {
+        for (unsigned r = 0; r < 4; r++) {
+            for (unsigned byte = 0; p.kind == S8_S8 && byte < 4; byte++)
+                left[r % 2][16 * (r / 2) + 4 * q + byte] = (int8_t)(p.quad[q][r] >> 8 * byte);
+            for (unsigned half = 0; p.kind != S8_S8 && half < 2; half++) {
                 uint16_t bits = (uint16_t)(p.quad[q][r] >> 16 * half);
                 left[r % 2][8 * (r / 2) + 2 * q + half] = p.kind == F16_F16 ? ql_f16_to_f32(bits) : ql_bf16_to_f32(bits);
             }
+        }
 }
 
 /* The elements of D that belong to this thread. */

@@ -21,9 +21,10 @@ static inline void wgmma(T (&d)[COUNT], uint64_t a, uint64_t b, bool add) {
     static_assert((KIND == S8_S8 || KIND == S8_U8) == ((T)0.5f == (T)0), "integers give integers");
     emulated_product(KIND, d, COUNT * 2, a, b, add);
 }
-template <wgmma_kind KIND, int COUNT>
-static inline void wgmma(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, bool add) {
-    static_assert(KIND == BF16_BF16 || KIND == F16_F16, "16-bit types come from registers here");
+template <wgmma_kind KIND, typename T, int COUNT>
+static inline void wgmma(T (&d)[COUNT], const uint32_t (&a)[4], uint64_t b, bool add) {
+    static_assert(KIND == BF16_BF16 || KIND == F16_F16 || KIND == S8_S8, "these come from registers here");
+    static_assert((KIND == S8_S8) == ((T)0.5f == (T)0), "integers give integers");
     emulated_product_held(KIND, d, COUNT * 2, a, b, add);
 }
 
