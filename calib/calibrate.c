@@ -4,6 +4,7 @@
 #include "calib/cli/cli.h"
 #include "calib/fingerprint.h"
 #include "calib/journal.h"
+#include "calib/saved_rows.h"
 
 typedef struct calibration {
     const calibrate_request *request;
@@ -15,7 +16,7 @@ typedef struct calibration {
     int64_t done;     /* layers */
     bool finished;
     progress *progress;
-    char source[65]; /* fingerprint of the model */
+    char source[65], job[65]; /* fingerprints of the model, and of all */
     ql_arena *host, *device;
 } calibration;
 
@@ -35,6 +36,7 @@ static ql_status open_journal(ql_ctx *ctx, calibration *c) {
     json_t *fingerprint;
     QL_TRY(fingerprint_calibrate(ctx, &c->model, &c->tokens, c->request, &fingerprint));
     ql_status status = fingerprint_source(fingerprint, c->source);
+    if (status == QL_OK) status = fingerprint_job(fingerprint, c->job);
     journal_mode mode = c->request->resume ? JOURNAL_RESUME : JOURNAL_NEW;
     if (status == QL_OK) status = fingerprint_agree(c->request->comm, fingerprint, c->host);
     if (status == QL_OK && leads(c))
@@ -109,8 +111,12 @@ static ql_status collect_layer(calibration *c, int64_t layer) {
 
 static ql_status run_layers(calibration *c) {
     engine *e = &c->engine;
+    int64_t begin;
+    saved_rows saved;
     if (c->finished) return QL_OK;
-    for (int64_t layer = 0; layer < c->model.config.layers; layer++) {
+    QL_TRY(saved_rows_open(e, c->request->work_dir, c->job, c->request->pass.save_every, c->host, &saved));
+    QL_TRY(saved_rows_load(&saved, c->done, &begin));
+    for (int64_t layer = begin; layer < c->model.config.layers; layer++) {
         ql_mark mark = ql_arena_mark(e->scratch);
         QL_TRY(cli_check_signal());
         progress_step(c->progress, layer, layer < c->done ? "replaying" : "reading");
@@ -122,7 +128,9 @@ static ql_status run_layers(calibration *c) {
             QL_TRY(collect_layer(c, layer));
         }
         ql_arena_release(e->scratch, mark);
+        if (layer + 1 < c->model.config.layers) QL_TRY(saved_rows_step(&saved, layer + 1));
     }
+    saved_rows_remove(&saved);
     progress_step(c->progress, c->model.config.layers, "done");
     return leads(c) ? journal_finish(c->journal, NULL) : QL_OK;
 }

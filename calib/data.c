@@ -157,6 +157,34 @@ ql_status rows_keep(const dataset *d, const row_store *store, const batch *b, ql
     return rows.data == room.data ? QL_OK : ql_convert(d->ctx, rows, room);
 }
 
+static int64_t first_token(const dataset *d, int64_t leaf) {
+    return d->tokens.start[leaf_begin(leaf, d->leaves.rows) - d->first_seq];
+}
+
+int64_t tokens_of_leaf(const dataset *d, int64_t leaf) { return first_token(d, leaf + 1) - first_token(d, leaf); }
+
+static ql_mat leaf_of(const dataset *d, const row_store *store, int64_t leaf) {
+    return ql_rows(store->all, first_token(d, leaf), tokens_of_leaf(d, leaf));
+}
+
+ql_status rows_of_leaf(const dataset *d, const row_store *store, int64_t leaf, ql_arena *arena, const void **rows) {
+    ql_mat mat = leaf_of(d, store, leaf);
+    void *copy;
+    *rows = mat.data;
+    if (ql_is_present(store->slot)) return ql_sync(d->ctx); /* what was kept has arrived */
+    QL_TRY(ql_arena_download(arena, d->ctx, mat, &copy));
+    *rows = copy;
+    return QL_OK;
+}
+
+ql_status rows_set_leaf(const dataset *d, const row_store *store, int64_t leaf, const void *rows) {
+    ql_mat mat = leaf_of(d, store, leaf);
+    if (!ql_is_present(store->slot)) return ql_upload(d->ctx, mat.data, rows, ql_mat_bytes(mat));
+    QL_TRY(ql_sync(d->ctx));
+    memcpy(mat.data, rows, ql_mat_bytes(mat));
+    return QL_OK;
+}
+
 /* Batch i becomes its part before sequence `bad` and its part behind it; either may be empty. */
 static ql_status drop_sequence(dataset *d, int64_t i, int64_t bad) {
     batch whole = d->batches[i], part[2];
@@ -168,6 +196,17 @@ static ql_status drop_sequence(dataset *d, int64_t i, int64_t bad) {
     memcpy(&d->batches[i], part, (size_t)parts * sizeof *part);
     d->n_batches += parts - 1;
     return QL_OK;
+}
+
+ql_status dataset_drop(dataset *d, int64_t index) {
+    for (int64_t i = 0; i < d->n_batches; i++) {
+        int64_t at = index - d->batches[i].first_seq;
+        if (at < 0 || at >= d->batches[i].n_seq) continue;
+        d->n_skipped++;
+        return d->n_skipped <= d->skip_limit ? drop_sequence(d, i, at)
+                                             : ql_fail(QL_FORMAT, "more sequences dropped than may be skipped");
+    }
+    return ql_fail(QL_FORMAT, "sequence %lld to drop is none of this rank's", (long long)index);
 }
 
 ql_status dataset_check(dataset *d, int64_t i, ql_mat values, int64_t layer, const char *where, bool *dropped) {

@@ -73,6 +73,15 @@ ql_status rows_fetch(const dataset *d, const row_store *store, const batch *b, i
 /* After rows_room or rows_fetch, of this store or another: now the store holds them. */
 ql_status rows_keep(const dataset *d, const row_store *store, const batch *b, ql_mat rows);
 
+/* All tokens of a leaf of this rank, whether or not their sequence was dropped: how many, and what a store of whole rows holds of them, in
+ * host memory (from `arena`, or the store's own until something is enqueued). */
+int64_t tokens_of_leaf(const dataset *d, int64_t leaf);
+ql_status rows_of_leaf(const dataset *d, const row_store *store, int64_t leaf, ql_arena *arena, const void **rows);
+ql_status rows_set_leaf(const dataset *d, const row_store *store, int64_t leaf, const void *rows);
+
+/* Sequence `index` of this rank does not pass any more. */
+ql_status dataset_drop(dataset *d, int64_t index);
+
 /* Looks for NaN and infinity in values [rows][*] that batch i just computed.  If there are any, their sequence is dropped for good:
  * the batch splits around it, *dropped tells the caller to repeat batch i.  More than 1 % of the sequences is QL_FORMAT. */
 ql_status dataset_check(dataset *d, int64_t i, ql_mat values, int64_t layer, const char *where, bool *dropped);

@@ -2,6 +2,7 @@
 
 #include "calib/cli/cli.h"
 #include "calib/part.h"
+#include "calib/saved_rows.h"
 #include "host/log.h"
 
 /* Everything that lives as long as the job; one cleanup, whatever happened. */
@@ -116,13 +117,19 @@ static ql_status make_layer(job *j, int64_t layer) {
 }
 
 static ql_status run_layers(job *j) {
-    int64_t first = first_layer_to_make(j);
-    for (int64_t layer = 0; layer < j->model.config.layers; layer++) {
+    int64_t first = first_layer_to_make(j), begin;
+    saved_rows saved;
+    QL_TRY(saved_rows_open(&j->engine, j->request->work_dir, j->parts[0].fingerprint, j->request->pass.save_every,
+                           j->host, &saved));
+    QL_TRY(saved_rows_load(&saved, first, &begin));
+    for (int64_t layer = begin; layer < j->model.config.layers; layer++) {
         QL_TRY(cli_check_signal());
         progress_step(j->progress, layer, layer < first ? "replaying" : "reading");
         ql_arena_release(j->engine.host, (ql_mark){0});
         QL_TRY(layer < first ? replay_layer(j, layer) : make_layer(j, layer));
+        if (layer + 1 < j->model.config.layers) QL_TRY(saved_rows_step(&saved, layer + 1));
     }
+    saved_rows_remove(&saved);
     return QL_OK;
 }
 

@@ -21,6 +21,7 @@ extern const char *const statistics_names[]; /* "none", "propagated", "fp" */
 typedef struct pass_setting {
     bool bf16;              /* activations in BF16, else FP32 */
     uint64_t device_memory; /* that the job may take; rows wait in host memory if they do not fit.  0: what is free */
+    double save_every;      /* seconds; activations are saved about so often (calib/saved_rows.h).  0: never */
 } pass_setting;
 
 static inline ql_dtype pass_precision(const pass_setting *pass) { return pass->bf16 ? QL_BF16 : QL_F32; }

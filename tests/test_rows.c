@@ -3,8 +3,12 @@
 #include "tests/test.h"
 
 #include <math.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "calib/layer_parts.h"
+#include "calib/saved_rows.h"
+#include "host/file.h"
 #include "host/mat.h"
 #include "host/num.h"
 #include "host/rng.h"
@@ -25,9 +29,9 @@ typedef struct scene {
     double *seen, *apart; /* [rows][width]: what a linear sees, and how far that is from the original */
 } scene;
 
-static scene open_scene(ql_dtype precision) {
+static scene open_scene(int64_t hidden, ql_dtype precision) {
     make_model m = make_tiny(ARCH_LLAMA);
-    m.hidden = HIDDEN, m.intermediate = 64, m.layers = 1, m.heads = m.kv_heads = 1, m.head_dim = ATTN;
+    m.hidden = hidden, m.intermediate = 64, m.layers = 1, m.heads = m.kv_heads = 1, m.head_dim = ATTN;
     return (scene){.at = place_open(&m), .model.precision = precision};
 }
 
@@ -43,17 +47,22 @@ static void open_engine(scene *s) {
     assert_ok(engine_open_rows(&s->engine, &s->tokens, &s->data, s->device));
     assert_ok(model_load_block(&s->model, 0, s->engine.weights, &s->block));
     s->rows = s->tokens.n_tokens;
-    assert_ok(ql_take(s->at.arena, (size_t)(s->rows * HIDDEN), sizeof(double), &s->seen));
-    assert_ok(ql_take(s->at.arena, (size_t)(s->rows * HIDDEN), sizeof(double), &s->apart));
     float *original = s->data.original.x.all.data; /* has come elsewhere */
-    for (int64_t i = 0; i < s->rows * HIDDEN; i++) original[i] += 0.2f * (float)ql_random_normal(5, (uint64_t)i);
+    int64_t hidden = s->model.config.hidden;
+    for (int64_t i = 0; i < s->rows * hidden; i++) original[i] += 0.2f * (float)ql_random_normal(5, (uint64_t)i);
+    assert_ok(ql_take(s->at.arena, (size_t)(s->rows * hidden), sizeof(double), &s->seen));
+    assert_ok(ql_take(s->at.arena, (size_t)(s->rows * hidden), sizeof(double), &s->apart));
 }
 
-static void close_scene(scene *s) {
+static void close_engine(scene *s) {
     dataset_close(&s->data);
     engine_close(&s->engine);
     ql_arena_close(s->device);
     model_close(&s->model);
+}
+
+static void close_scene(scene *s) {
+    close_engine(s);
     place_close(&s->at);
 }
 
@@ -125,7 +134,7 @@ static void hessian_and_drift_of_a_norm(void **state) {
     (void)state;
     static const ql_dtype precisions[] = {QL_F32, QL_BF16};
     for (int i = 0; i < 2; i++) {
-        scene s = open_scene(precisions[i]);
+        scene s = open_scene(HIDDEN, precisions[i]);
         capture c;
         drift d;
         open_engine(&s);
@@ -149,7 +158,7 @@ static void drift_behind_an_addition(void **state) {
     (void)state;
     static const ql_dtype precisions[] = {QL_F32, QL_BF16};
     for (int i = 0; i < 2; i++) {
-        scene s = open_scene(precisions[i]);
+        scene s = open_scene(HIDDEN, precisions[i]);
         capture c;
         drift d;
         open_engine(&s);
@@ -164,8 +173,58 @@ static void drift_behind_an_addition(void **state) {
     }
 }
 
+/* Bytes and dropped sequences come back; what is of another job or of a layer that is not done yet, or damaged, does not. */
+static void saved_activations_come_back(void **state) {
+    (void)state;
+    scene s = open_scene(64, QL_F32);
+    saved_rows saved;
+    int64_t layer;
+    open_engine(&s);
+    s.data.skip_limit = 2; /* of more rows than there are here */
+    assert_ok(dataset_drop(&s.data, 3));
+    assert_ok(saved_rows_open(&s.engine, s.at.dir, "a job", 1e-9, s.at.arena, &saved));
+    assert_ok(saved_rows_step(&saved, 5));
+    size_t size = (size_t)s.rows * 64 * sizeof(float);
+    float *before[2];
+    row_store *stores[2] = {&s.data.rows.x, &s.data.original.x};
+    for (int i = 0; i < 2; i++) {
+        assert_ok(ql_take(s.at.arena, size, 1, &before[i]));
+        memcpy(before[i], stores[i]->all.data, size);
+        memset(stores[i]->all.data, 0, size);
+    }
+    saved.job = "another job";
+    assert_ok(saved_rows_load(&saved, 9, &layer));
+    assert_int_equal(layer, 0);
+    saved.job = "a job";
+    assert_ok(saved_rows_load(&saved, 4, &layer));
+    assert_int_equal(layer, 0);
+    close_engine(&s);
+
+    open_engine(&s);
+    s.data.skip_limit = 2;
+    saved.engine = &s.engine;
+    assert_ok(saved_rows_load(&saved, 5, &layer));
+    assert_int_equal(layer, 5);
+    assert_int_equal(s.engine.samples_skipped, 1);
+    for (int i = 0; i < 2; i++) assert_memory_equal(stores[i]->all.data, before[i], size);
+    for (int64_t i = 0; i < s.data.n_batches; i++) {
+        const batch *b = &s.data.batches[i];
+        assert_false(b->first_seq <= 3 && b->first_seq + b->n_seq > 3);
+    }
+    char path[MAKE_PATH + 64];
+    snprintf(path, sizeof path, "%s/rows/0005-leaf15.safetensors", s.at.dir); /* 8 rows: leaves 7, 15, ... 63 */
+    assert_ok(ql_file_save(path, "damage", 6));
+    assert_ok(saved_rows_load(&saved, 5, &layer));
+    assert_int_equal(layer, 0);
+    saved_rows_remove(&saved);
+    snprintf(path, sizeof path, "%s/rows", s.at.dir);
+    assert_false(ql_path_exists(path));
+    close_scene(&s);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(saved_activations_come_back),
         cmocka_unit_test(hessian_and_drift_of_a_norm),
         cmocka_unit_test(drift_behind_an_addition),
     };

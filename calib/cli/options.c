@@ -290,6 +290,8 @@ ql_status cli_pass(const cli *args, ql_ctx *ctx, pass_setting *pass) {
     *pass = (pass_setting){0};
     QL_TRY(cli_choice(args, "precision", types, &type));
     pass->bf16 = type == 1;
+    pass->save_every = 60;
+    QL_TRY(cli_real(args, "save-every", 0, 1e9, &pass->save_every));
     return cli_bytes(args, "max-device-mem", &pass->device_memory);
 }
 

@@ -62,6 +62,7 @@ static const struct {
     {"threads", FIELD_INT, 0},
     {"precision", FIELD_WORD, 0},
     {"max-device-mem", FIELD_WORD, 0},
+    {"save-every", FIELD_REAL, ONLY_QUANTIZE},
     {"gpus", FIELD_OWN, 0},
     {"ranks", FIELD_OWN, 0},
     {"priority", FIELD_OWN, 0},

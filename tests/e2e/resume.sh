@@ -54,3 +54,42 @@ sed -i 's/"initializer_range": [0-9.]*/"initializer_range": 0.5/' "$tmp/model/co
 echo ' ' >>"$tmp/model/config.json"
 expect 78 config "${job[@]}" -o "$tmp/out" --resume
 echo "resume: signals and changed recipes, tokens and models"
+
+# Saved activations: a resumed job goes on from them, on any number of ranks, and gives the same bytes; what is damaged is not used.
+"$build/make_model" "$tmp/deep" --layers 6 --rows 70 --tokens "$tmp/deep.h5"
+job=("$qalib" quantize -m "$tmp/deep" --method gptq --bits 4 --group-size 32 --calib "$tmp/deep.h5" --threads 1 --progress none)
+"${job[@]}" -o "$tmp/deep.whole" >/dev/null
+lines() { cat "$1.work/journal.jsonl" 2>/dev/null | wc -l; }
+saved() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1] + "/rows.json"))["layer"])' "$1.work/rows"; }
+"${job[@]}" -o "$tmp/cut" --save-every 0.001 >/dev/null 2>&1 &
+pid=$!
+until [ "$(lines "$tmp/cut")" -ge 4 ] || ! kill -0 $pid 2>/dev/null; do sleep 0.005; done
+kill -KILL $pid 2>/dev/null || true
+wait $pid 2>/dev/null || true
+[ "$(lines "$tmp/cut")" -lt 7 ] || fail "the job was over before it could be killed"
+[ "$(saved "$tmp/cut")" -ge 1 ] || fail "no activations were saved"
+resumed() { # NAME COMMAND...: a copy of what was cut off, resumed
+    local name=$1
+    shift
+    rm -rf "$tmp/$name" "$tmp/$name.work"
+    cp -r "$tmp/cut.work" "$tmp/$name.work"
+    [ ! -e "$tmp/cut" ] || cp -r "$tmp/cut" "$tmp/$name"
+    case $name in
+    without) rm -r "$tmp/$name.work/rows" ;;
+    damaged) printf x | dd of="$(ls "$tmp/$name.work/rows/"*leaf33*)" bs=1 seek=200 conv=notrunc 2>/dev/null ;;
+    esac
+    "$@" "${job[@]}" -o "$tmp/$name" --resume >/dev/null 2>"$tmp/stderr" || { cat "$tmp/stderr" >&2; fail "resume $name"; }
+    same_files "$tmp/deep.whole" "$tmp/$name"
+    [ ! -e "$tmp/$name.work/rows" ] || fail "activations of a job that is over are still there"
+}
+forward() { json "$tmp/$1/report.json" 'next(p["flops"] for p in j["environment"]["phases"] if p["name"] == "forward")'; }
+resumed without
+resumed with
+resumed damaged
+grep -q "1 files are damaged or missing" "$tmp/stderr" || fail "nothing was said of damaged activations"
+python3 -c 'import sys; a, b, c = map(float, sys.argv[1:]); sys.exit(not (a < b == c))' "$(forward with)" "$(forward without)" "$(forward damaged)" ||
+    fail "saved activations spared nothing: $(forward with), $(forward without), $(forward damaged)"
+if command -v mpirun >/dev/null && [[ $(ldd "$qalib") == *libmpi* ]]; then
+    resumed ranks mpirun --allow-run-as-root --oversubscribe -n 3
+fi
+echo "resume: from saved activations of layer $(saved "$tmp/cut")"
