@@ -29,7 +29,7 @@ static bool feeds_several(site_id site) {
     return linears > 1;
 }
 
-/* One linear, beside its statistics.  Per weight: codes 1, their values 4, the answer and the target of the drift 4 each.  The factor
+/* One linear, beside its statistics.  Per weight: codes 1, their values 4, the target of the drift and, for several linears, the answer 4 each.  The factor
  * stays where other linears have the same input. */
 static double solve_bytes(const plan_request *r, site_id site, double n, double k) {
     double weights = n * k, square = k * k, target = plan_follows_original(r) ? 4 * weights : 0;
@@ -38,9 +38,10 @@ static double solve_bytes(const plan_request *r, site_id site, double n, double 
     if (r->recipe->literature)
         return widened + weights + plan_larger(8 * (square + weights), 4 * weights); /* factor and W in double */
     double compare = (1 + 4) * weights; /* nearest rounding's codes, and the values of either */
-    double held = widened + weights + target, answer = target, factor = 4 * square;
-    if (feeds_several(site)) return held + factor + plan_larger(answer, compare);
-    return held + plan_larger(factor + answer, compare);
+    double held = widened + weights + target, factor = 4 * square;
+    if (feeds_several(site))
+        return held + factor + plan_larger(target, compare); /* the answer is as large as the target */
+    return held + plan_larger(factor, compare);              /* the answer stands where the drift stood */
 }
 
 /* The largest tensor that is not quantized: as it is read, or in FP32 beside the blocks that it becomes. */

@@ -54,14 +54,13 @@ static ql_status factor(const linear_problem *p, shared_factor *f) {
     return f->failed ? ql_fail(QL_NUMERIC, "the statistics are not positive definite with damping %g", f->damp) : QL_OK;
 }
 
-/* p->w becomes the target T. */
+/* p->w becomes the target T.  A drift behind an addition has one linear, and is solved for where it stands. */
 static ql_status follow_original(linear_problem *p, ql_mat r, ql_mat target) {
-    ql_mat answer;
+    ql_mat answer = p->drift->output;
     double n = (double)p->n, k = (double)p->k;
     int64_t height = panel_height(p->all);
     phases_enter(p->phases, PHASE_TARGET, 4 * n * k * k);
-    QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &answer));
-    if (ql_is_present(p->drift->output)) QL_TRY(ql_convert(p->ctx, p->drift->output, answer));
+    if (!ql_is_present(answer)) QL_TRY(ql_arena_mat(p->device, QL_F32, p->n, p->k, &answer));
     for (int64_t row = 0; row < p->n && ql_is_present(p->drift->input); row += height) {
         int64_t rows = ql_at_most(height, p->n - row);
         QL_TRY(ql_gemm(p->ctx, ql_rows(p->w, row, rows), p->drift->input, ql_no_mat(), ql_rows(answer, row, rows)));
