@@ -120,6 +120,7 @@ static ql_status run_layers(calibration *c) {
         ql_mark mark = ql_arena_mark(e->scratch);
         QL_TRY(cli_check_signal());
         progress_step(c->progress, layer, layer < c->done ? "replaying" : "reading");
+        phases_block(&e->phases, layer);
         ql_arena_release(e->host, (ql_mark){0});
         if (layer < c->done) {
             const layer_result untouched = {.layer = layer};
@@ -131,6 +132,7 @@ static ql_status run_layers(calibration *c) {
         if (layer + 1 < c->model.config.layers) QL_TRY(saved_rows_step(&saved, layer + 1));
     }
     saved_rows_remove(&saved);
+    phases_block(&e->phases, -1);
     progress_step(c->progress, c->model.config.layers, "done");
     return leads(c) ? journal_finish(c->journal, NULL) : QL_OK;
 }

@@ -125,6 +125,7 @@ static ql_status run_layers(job *j) {
     for (int64_t layer = begin; layer < j->model.config.layers; layer++) {
         QL_TRY(cli_check_signal());
         progress_step(j->progress, layer, layer < first ? "replaying" : "reading");
+        phases_block(&j->engine.phases, layer);
         ql_arena_release(j->engine.host, (ql_mark){0});
         QL_TRY(layer < first ? replay_layer(j, layer) : make_layer(j, layer));
         if (layer + 1 < j->model.config.layers) QL_TRY(saved_rows_step(&saved, layer + 1));
@@ -140,6 +141,7 @@ static size_t free_rows(job *j) {
     engine *e = &j->engine;
     size_t peak = ql_arena_peak(j->device) + ql_arena_peak(e->weights) + ql_arena_peak(e->scratch);
     phases_watch_none(&e->phases);
+    phases_block(&e->phases, -1);
     dataset_close(&j->data);
     ql_arena_close(j->device);
     ql_arena_close(e->weights);

@@ -128,8 +128,10 @@ static ql_status solve_linear(engine *e, block *b, int64_t layer, linear_id id, 
     char *name;
     QL_TRY(layer_module_name(e->host, layer, id, &name));
     progress_step(e->progress, layer, name);
+    phases_linear(&e->phases, name);
     job.name = name;
     QL_TRY(linear_quantize(&job, &b->lin[id], &result->module[id], &result->record[id]));
+    phases_linear(&e->phases, NULL);
     result->quantized[id] = true;
     if (e->mode != STATISTICS_PROPAGATED) return QL_OK; /* nobody multiplies by it */
     return take_quantized(e, &result->module[id], id, &b->lin[id]);

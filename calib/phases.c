@@ -1,5 +1,6 @@
 #include "calib/phases.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
@@ -33,6 +34,24 @@ void phases_watch_none(phases *p) {
     memset(p->watched, 0, sizeof p->watched);
 }
 
+/* Ranges end from the inside: those within begin again, but for the linear of another block. */
+static void change_range(phases *p, int level, const char *name) {
+    for (int i = LEVELS - 1; i >= level && p->ctx; i--)
+        if (p->level[i][0]) ql_annotate(p->ctx, NULL);
+    snprintf(p->level[level], LEVEL_NAME, "%s", name);
+    if (level == LEVEL_BLOCK) p->level[LEVEL_LINEAR][0] = 0;
+    for (int i = level; i < LEVELS && p->ctx; i++)
+        if (p->level[i][0]) ql_annotate(p->ctx, p->level[i]);
+}
+
+void phases_block(phases *p, int64_t layer) {
+    char name[LEVEL_NAME] = "";
+    if (layer >= 0) snprintf(name, sizeof name, "block %lld", (long long)layer);
+    change_range(p, LEVEL_BLOCK, name);
+}
+
+void phases_linear(phases *p, const char *name) { change_range(p, LEVEL_LINEAR, name ? name : ""); }
+
 phase phases_enter(phases *p, phase next, double flops) {
     phase ended = p->current;
     if (next != ended) {
@@ -42,6 +61,7 @@ phase phases_enter(phases *p, phase next, double flops) {
         p->seconds[ended] += now - p->since;
         p->since = now;
         p->current = next;
+        change_range(p, LEVEL_PHASE, next == PHASE_OTHER ? "" : phase_names[next]);
     }
     p->flops[next] += flops;
     return ended;

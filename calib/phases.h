@@ -31,11 +31,15 @@ typedef enum phase {
 
 enum { PHASES_WATCHED = 4 };
 
+/* Ranges of a profiler's timeline, one in the other: block, linear, phase. */
+enum { LEVEL_BLOCK, LEVEL_LINEAR, LEVEL_PHASE, LEVELS, LEVEL_NAME = 128 };
+
 typedef struct phases {
     ql_ctx *ctx; /* its queue is drained when the phase changes */
     phase current;
     double since, seconds[PHASES], flops[PHASES];
     ql_arena *watched[PHASES_WATCHED]; /* NULL behind the last */
+    char level[LEVELS][LEVEL_NAME];    /* "": none */
     size_t memory[PHASES];             /* most bytes of the watched arenas in each phase, their peaks added up */
 } phases;
 
@@ -49,6 +53,9 @@ void phases_watch(phases *p, ql_arena *arena);
 void phases_watch_none(phases *p); /* before they are closed */
 /* Ends the current phase and begins another; returns the one that ended. */
 phase phases_enter(phases *p, phase next, double flops);
+/* For the timeline: what is worked on from now on.  -1, NULL: nothing in particular; another block ends the linear. */
+void phases_block(phases *p, int64_t layer);
+void phases_linear(phases *p, const char *name);
 double phases_total(phases *p);
 /* [{"name", "seconds", "flops", "peak_bytes"}, ...]; NULL: out of memory. */
 json_t *phases_json(phases *p);

@@ -1,4 +1,4 @@
-/* Calls under the clock of the GPU: a graph where they can be captured, events around it, an NVTX range for the profilers.
+/* Calls under the clock of the GPU: a graph where they can be captured, events around it, NVTX ranges for the profilers.
  * Twin: host/cpu/replay.c. */
 #include "cuda/device.cuh"
 
@@ -72,6 +72,13 @@ ql_status ql_cuda_replay_close(ql_replay *r) {
     if (from->begin) cudaEventDestroy(from->begin);
     ql_mfree(from);
     r->state = NULL;
+    return QL_OK;
+}
+
+ql_status ql_cuda_annotate(ql_ctx *ctx, const char *name) {
+    (void)ctx;
+    if (name) nvtxRangePushA(name);
+    else nvtxRangePop();
     return QL_OK;
 }
 

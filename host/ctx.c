@@ -94,3 +94,5 @@ void *ql_ctx_stream(const ql_ctx *ctx) {
     (void)ctx->ops->stream(ctx, &stream); /* cannot fail */
     return stream;
 }
+
+void ql_annotate(ql_ctx *ctx, const char *name) { (void)ctx->ops->annotate(ctx, name); } /* cannot fail */

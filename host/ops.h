@@ -77,6 +77,7 @@ struct ql_choices;
     X(idle, (ql_ctx * ctx, bool *idle)) /* does not wait for the stream */                                             \
     X(copy, (ql_ctx * ctx, void *to, const void *from, size_t bytes))                                                  \
     X(facts, (ql_ctx * ctx, ql_facts * facts))                                                                         \
+    X(annotate, (ql_ctx * ctx, const char *name))                                                                      \
     X(replay_open, (ql_replay * replay))                                                                               \
     X(replay_run, (ql_replay * replay, double *seconds))                                                               \
     X(replay_close, (ql_replay * replay))

@@ -164,6 +164,8 @@ QL_API ql_status ql_upload_beside(ql_ctx *ctx, void *device, const void *host, s
 /* The stream on which the context's operations run (a cudaStream_t; NULL on the CPU): what ql_execute wants when a product
  * shall run in order with them. */
 QL_API void *ql_ctx_stream(const ql_ctx *ctx);
+/* Begins a range in the timeline of a profiler (NVTX), within those that are open; NULL ends the innermost.  Nothing on the CPU. */
+QL_API void ql_annotate(ql_ctx *ctx, const char *name);
 
 /* ---- forward pass ----------------------------------------------------------------------------------------------------- */
 

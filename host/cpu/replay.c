@@ -35,6 +35,11 @@ ql_status ql_cpu_replay_close(ql_replay *r) {
     return QL_OK;
 }
 
+ql_status ql_cpu_annotate(ql_ctx *ctx, const char *name) {
+    (void)ctx, (void)name;
+    return QL_OK;
+}
+
 ql_status ql_cpu_facts(ql_ctx *ctx, ql_facts *facts) {
     (void)ctx;
     const int levels[] = {_SC_LEVEL4_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL2_CACHE_SIZE};

@@ -79,4 +79,28 @@ orders on 33.7MB 33.5MB
 orders off 33.5MB 33.1MB
 rm -rf "$tmp/place"*
 expect 71 "needed with the rows in host memory" "$emulated" quantize --device cuda -m "$tmp/long" -o "$tmp/place" --bits 4 --group-size 32 --calib "$tmp/long.h5" --max-device-mem 20MB
+
+# What a profiler shows of a job: block > linear > phase, every range closed; work on a linear names its method's phases.
+QALIB_EMULATED_NVTX="$tmp/ranges" "$emulated" quantize --device cuda -m "$tmp/model" -o "$tmp/ranges-out" --bits 4 --group-size 32 --calib "$tmp/tokens.h5" --progress none -q >/dev/null
+python3 - "$tmp/ranges" <<'PY' || fail "ranges"
+import re, sys
+stack, seen, linears = [], set(), set()
+kind = lambda name: "block" if re.fullmatch(r"block \d+", name) else "linear" if re.fullmatch(r"model\.layers\.\d+\.[a-z_.]+_proj", name) else "phase"
+order = ["block", "linear", "phase"]
+for line in open(sys.argv[1]).read().splitlines():
+    if line == "-":
+        stack.pop()
+        continue
+    name = line[1:]
+    assert all(order.index(kind(outer)) < order.index(kind(name)) for outer in stack), (stack, name)
+    if kind(name) == "linear":
+        assert stack[0] == "block " + name.split(".")[2], (stack, name)
+        linears.add(name)
+    stack.append(name)
+    seen.add(tuple(kind(n) if kind(n) != "phase" else n for n in stack))
+assert not stack, stack
+assert len(linears) == 2 * 7, linears
+for expected in [("block", "forward"), ("block", "statistics"), ("block", "linear", "solve"), ("block", "linear", "loss"), ("write",)]:
+    assert expected in seen, (expected, seen)
+PY
 echo "emulated: the job on the CUDA backend's code"
