@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "calib/share.h"
+
 typedef struct piece {
     const st_tensor *tensor;
     void *data; /* on the device */
@@ -13,6 +15,7 @@ typedef struct piece {
 
 struct ahead {
     const model *m;
+    share *share;  /* NULL: this rank reads everything */
     ql_arena *raw; /* device */
     void *stage;   /* page-locked, for one tensor; NULL where the device's memory is the host's */
     size_t staged;
@@ -27,12 +30,14 @@ struct ahead {
     char text[1024];
 };
 
-ql_status ahead_open(const model *m, ahead **out) {
+ql_status ahead_open(const model *m, ql_comm *comm, ahead **out) {
     ahead *a = ql_malloc(sizeof *a);
     if (!a) return ql_fail(QL_NOMEM, "no memory to read ahead");
     *a = (ahead){.m = m, .layer = -1};
-    *out = a;
-    return QL_OK;
+    ql_status status = share_open(comm, &a->share);
+    if (status == QL_OK) *out = a;
+    else ql_mfree(a);
+    return status;
 }
 
 static void join(ahead *a) {
@@ -54,13 +59,28 @@ void ahead_rest(ahead *a) {
 void ahead_close(ahead *a) {
     if (!a) return;
     ahead_rest(a);
+    share_close(a->share);
     ql_mfree(a);
 }
 
 /* ---- the thread ------------------------------------------------------------------------------------------------------------- */
 
+typedef struct source {
+    const checkpoint *ck;
+    const st_tensor *tensor;
+} source;
+
+static ql_status read_part(const void *of, size_t offset, size_t size, void *to) {
+    const source *from = of;
+    return checkpoint_read_part(from->ck, from->tensor, offset, size, to);
+}
+
+static ql_status read_tensor(ahead *a, const st_tensor *t, void *data) {
+    return share_read(a->share, t->name, t->size, read_part, &(source){a->m->ck, t}, data, &a->stop);
+}
+
 static ql_status read_piece(ahead *a, const piece *p) {
-    QL_TRY(checkpoint_read(a->m->ck, p->tensor, a->stage ? a->stage : p->data));
+    QL_TRY(read_tensor(a, p->tensor, a->stage ? a->stage : p->data));
     return a->stage ? ql_upload_beside(a->m->ctx, p->data, a->stage, p->tensor->size) : QL_OK;
 }
 
@@ -132,6 +152,11 @@ ql_status ahead_finish(ahead *a, int64_t layer) {
     if (a->layer != layer) QL_TRY(ahead_start(a, layer));
     join(a);
     return a->status == QL_OK ? QL_OK : ql_fail(a->status, "%s", a->text);
+}
+
+ql_status ahead_read(ahead *a, const st_tensor *tensor, void *data) {
+    join(a);
+    return read_tensor(a, tensor, data);
 }
 
 void *ahead_find(const ahead *a, const st_tensor *tensor) {

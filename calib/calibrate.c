@@ -63,7 +63,7 @@ static ql_status calibration_open(ql_ctx *ctx, calibration *c) {
     QL_TRY(engine_open(ctx, &c->model, NULL, STATISTICS_FP, e));
     e->comm = r->comm;
     e->device_memory = r->pass.device_memory;
-    QL_TRY(model_read_ahead(&c->model));
+    QL_TRY(model_read_ahead(&c->model, r->comm));
     return engine_open_rows(e, &c->tokens, &c->data, c->device);
 }
 

@@ -51,7 +51,7 @@ static ql_status open_engine(ql_ctx *ctx, job *j) {
     const quantize_request *r = j->request;
     QL_TRY(ql_arena_open(ctx, &j->device));
     QL_TRY(engine_open(ctx, &j->model, &r->recipe, r->mode, &j->engine));
-    QL_TRY(model_read_ahead(&j->model));
+    QL_TRY(model_read_ahead(&j->model, r->comm));
     j->engine.comm = r->comm;
     j->engine.device_memory = r->pass.device_memory;
     ql_arena *const arenas[PHASES_WATCHED] = {j->device, j->engine.weights, j->engine.scratch, j->engine.host};

@@ -80,7 +80,7 @@ static ql_status upload_tensor(const model *m, const st_tensor *t, ql_mat raw) {
     void *bytes;
     QL_TRY(ql_arena_open(NULL, &host));
     ql_status status = ql_take(host, t->size, 1, &bytes);
-    if (status == QL_OK) status = checkpoint_read(m->ck, t, bytes);
+    if (status == QL_OK) status = m->ahead ? ahead_read(m->ahead, t, bytes) : checkpoint_read(m->ck, t, bytes);
     if (status == QL_OK) status = ql_upload(m->ctx, raw.data, bytes, t->size);
     ql_arena_close(host);
     return status;
@@ -224,7 +224,7 @@ int model_list_block(const model *m, int64_t layer, block *b, block_tensor list[
     return count;
 }
 
-ql_status model_read_ahead(model *m) { return ahead_open(m, &m->ahead); }
+ql_status model_read_ahead(model *m, ql_comm *comm) { return ahead_open(m, comm, &m->ahead); }
 
 static ql_status load_block(const model *m, int64_t layer, ql_arena *device, block *out) {
     block_tensor list[BLOCK_TENSORS];

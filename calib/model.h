@@ -6,6 +6,7 @@
 #define CALIB_MODEL_H
 
 #include "formats/layout.h"
+#include "host/comm.h"
 
 typedef struct linear {
     ql_mat w; /* [n][k] F32, or for a forward pass in BF16 as the checkpoint has it; absent when quantized */
@@ -62,8 +63,9 @@ void model_close(model *m);
  * multiplied as the FP32 values that they stand for. */
 ql_status model_plan_inputs(model *m, int64_t max_rows);
 
-/* Blocks will be loaded in order: from now on a thread reads each while the one before it is worked on (calib/ahead.h). */
-ql_status model_read_ahead(model *m);
+/* Blocks will be loaded in order: from now on a thread reads each while the one before it is worked on (calib/ahead.h), together with the
+ * other ranks of this machine. */
+ql_status model_read_ahead(model *m, ql_comm *comm);
 
 /* Tensors arrive as F32 in `device`, but for linears of a pass in BF16, checked for shape and for NaN and infinity (QL_FORMAT names
  * tensor and index). */

@@ -323,5 +323,12 @@ const st_tensor *checkpoint_find(const checkpoint *ck, const char *name) {
 }
 
 ql_status checkpoint_read(const checkpoint *ck, const st_tensor *tensor, void *data) {
-    return ck->gguf ? gguf_checkpoint_read(ck->gguf, tensor, data) : st_read(file_of(ck, tensor), tensor, data);
+    return checkpoint_read_part(ck, tensor, 0, tensor->size, data);
+}
+
+ql_status checkpoint_read_part(const checkpoint *ck, const st_tensor *tensor, size_t offset, size_t size, void *data) {
+    if (!ck->gguf) return st_read_part(file_of(ck, tensor), tensor, offset, size, data);
+    if (size != tensor->size)
+        return ql_fail(QL_UNSUPPORTED, "tensor \"%.200s\": a part of a tensor of a GGUF file", tensor->name);
+    return gguf_checkpoint_read(ck->gguf, tensor, data);
 }

@@ -26,6 +26,8 @@ uint64_t checkpoint_bytes(const checkpoint *ck);                          /* of 
 
 /* Raw bytes (tensor->size) of one tensor. */
 ql_status checkpoint_read(const checkpoint *ck, const st_tensor *tensor, void *data);
+/* Bytes [offset, offset + size) of it.  A tensor of a GGUF file is decoded whole: QL_UNSUPPORTED for less. */
+ql_status checkpoint_read_part(const checkpoint *ck, const st_tensor *tensor, size_t offset, size_t size, void *data);
 
 /* The files, for fingerprints and reports. */
 int64_t checkpoint_file_count(const checkpoint *ck);

@@ -294,6 +294,10 @@ void st_close(st_file *file) {
 }
 
 ql_status st_read(const st_file *file, const st_tensor *tensor, void *data) {
-    return ql_context(ql_source_read(file->source, data, tensor->size, tensor->begin), "tensor \"%.200s\"",
+    return st_read_part(file, tensor, 0, tensor->size, data);
+}
+
+ql_status st_read_part(const st_file *file, const st_tensor *tensor, size_t offset, size_t size, void *data) {
+    return ql_context(ql_source_read(file->source, data, size, tensor->begin + offset), "tensor \"%.200s\"",
                       tensor->name);
 }

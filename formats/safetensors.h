@@ -41,6 +41,7 @@ typedef struct st_file {
 ql_status st_open(const char *path, const char *root, ql_arena *arena, st_file *file);
 void st_close(st_file *file);
 ql_status st_read(const st_file *file, const st_tensor *tensor, void *data); /* tensor->size bytes */
+ql_status st_read_part(const st_file *file, const st_tensor *tensor, size_t offset, size_t size, void *data);
 
 /* Writing: declare all tensors (name, dtype, rank, shape), then put each once, in the order that st_writer_open leaves in
  * `tensors` (which must live until the end): by element size descending, then by name, so that every tensor is aligned to its

@@ -32,6 +32,7 @@ int ql_comm_rank(const ql_comm *comm);
 int ql_comm_size(const ql_comm *comm);
 int ql_comm_size_of_node(const ql_comm *comm); /* ranks on this machine */
 int ql_comm_rank_of_node(const ql_comm *comm); /* among them */
+double ql_comm_seconds(const ql_comm *comm);   /* how long another rank is waited for; not of NULL */
 const char *ql_comm_name(const ql_comm *comm); /* of the transport */
 
 /* All ranks together, each with its context: if each has a GPU of its own, messages go through NCCL from here to ql_comm_leave_device,

@@ -28,7 +28,7 @@ static void open_pair(pair *p) {
     assert_ok(ql_arena_open(p->ctx, &p->device));
     assert_ok(model_open(p->ctx, p->dir, &p->plain));
     assert_ok(model_open(p->ctx, p->dir, &p->ahead));
-    assert_ok(model_read_ahead(&p->ahead));
+    assert_ok(model_read_ahead(&p->ahead, NULL));
 }
 
 static void close_pair(pair *p) {

@@ -52,6 +52,13 @@ if [ "${QALIB_TIER:-quick}" = full ]; then
     same_for schemes --scheme W4A16-GPTQ-g32,W4A16-AWQ-g32,W8A8-INT8,FP8,NF4 --calib "$tmp/tokens.h5"
 fi
 
+# Weights that the ranks of one machine read together: each byte once, the same result.
+"$build/make_model" "$tmp/wide" --layers 2 --hidden 256 --intermediate 704 2>/dev/null
+"$qalib" quantize -m "$tmp/wide" -o "$tmp/together" --method rtn --bits 4 --group-size 32 --quiet --threads 1 >/dev/null 2>&1
+ranks 4 "$qalib" quantize -m "$tmp/wide" -o "$tmp/together-4" --method rtn --bits 4 --group-size 32 >/dev/null 2>"$tmp/stderr" || { cat "$tmp/stderr" >&2; fail "together"; }
+! grep -E 'by itself' "$tmp/stderr" >&2 || fail "together: not to the end"
+same_files "$tmp/together" "$tmp/together-4"
+
 # A statistics store, whole, and one that another number of ranks goes on with.
 "$qalib" calibrate -m "$tmp/model" --calib "$tmp/tokens.h5" -w "$tmp/stats" --threads 1 --quiet >/dev/null 2>&1
 for n in "${counts[@]}"; do
