@@ -56,13 +56,17 @@ SlurmctldLogFile=$tmp/slurmctld.log
 SlurmdLogFile=$tmp/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SlurmdParameters=config_overrides
 SelectType=select/linear
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MpiDefault=none
 ReturnToService=2
-NodeName=$name NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$name NodeAddr=127.0.0.1 CPUs=$(($(nproc) > 2 ? $(nproc) : 2)) State=UNKNOWN
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 PartitionName=all Nodes=$name Default=YES MaxTime=INFINITE State=UP
+PartitionName=urgent Nodes=$name PriorityTier=10 State=UP
 CONF
 await 20 test -S "$tmp/munge.socket"
 slurmctld -D >/dev/null 2>&1 &
@@ -82,9 +86,9 @@ further() { [ "$(committed)" -gt "$1" ]; } # than so many lines
 is() { [ "$(field JobState)" = "$1" ]; }
 restarted() { [ "$(field Restarts)" = "$1" ] && is PENDING; }
 gone() { ! compgen -G "$tmp/spool/*_$id.*" >/dev/null; } # what ran on the lost node, which a second copy must not meet
-now() { scontrol update JobId="$id" StartTime=now; } # a requeued job waits two minutes
+now() { scontrol update JobId="$id" StartTime=now+2; } # a requeued job waits two minutes; within a second of its kill it would not be let in
 cd "$tmp"
-submit() { id=$("$qalib" sbatch "${job[@]}" -o "$out" --time 00:20:00 --submit); }
+submit() { id=$("$qalib" sbatch "${job[@]}" -o "$out" --time 00:20:00 "$@" --submit); }
 
 # Two signals, each after a finished layer; then the node is lost, which Slurm answers by itself.
 out="$tmp/signalled it's"
@@ -120,4 +124,19 @@ submit
 await 300 is COMPLETED
 cmp "$tmp/lines" <(head -n "$lines" "$out.work/journal.jsonl") || fail "the second job began anew"
 same_files "$tmp/whole" "$out"
-echo "slurm: $(slurmctld -V): two signals, a lost node, a cancelled job: the same bytes"
+# Two ranks, which srun starts through PMIx: signalled, then thrown out by a job of a higher partition, and the bytes of one.
+out=$tmp/ranks
+submit --ranks-per-node 2
+await 60 is RUNNING
+await 120 further "$(committed)"
+scancel --signal=USR1 "$id"
+await 60 restarted 1
+now
+await 60 is RUNNING
+await 120 further "$(committed)"
+sbatch --partition=urgent --wait --wrap=true --output=/dev/null >/dev/null
+await 60 restarted 2
+now
+await 300 is COMPLETED
+same_files "$tmp/whole" "$out"
+echo "slurm: $(slurmctld -V): two signals, a lost node, a cancelled job, two ranks under PMIx, preempted: the same bytes"
