@@ -109,6 +109,7 @@ static bool mpi_hear(void *of, ql_note *note) {
     MPI_Status from;
     if (MPI_Iprobe(MPI_ANY_SOURCE, NOTE_TAG, s->world, &there, &from) != MPI_SUCCESS || !there) return false;
     if (MPI_Recv(note, sizeof *note, MPI_BYTE, from.MPI_SOURCE, NOTE_TAG, s->world, &from) != MPI_SUCCESS) return false;
+    note->rank = from.MPI_SOURCE;
     note->text[sizeof note->text - 1] = 0;
     return true;
 }

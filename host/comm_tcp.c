@@ -15,33 +15,16 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "host/comm_transport.h"
+#include "host/comm_tcp.h"
 #include "host/mem.h"
 
-/* BUFFER: frames that came early, at most the next exchange and a note.  FAREWELL_MS: for what is still under way at the end. */
-enum { MESSAGE = 8192, BUFFER = 1 << 15, SEND_MS = 5000, FAREWELL_MS = 2000, RETRY_MS = 50, NOTE = 0 };
-static const uint32_t magic = 0x51414c42; /* other programs knock too */
+/* FAREWELL_MS: for what is still under way at the end. */
+enum { SEND_MS = 5000, FAREWELL_MS = 2000, RETRY_MS = 50, NOTE = 0 };
 
-typedef struct frame {
-    uint32_t number, size; /* of the exchange, or NOTE */
-} frame;
-
-typedef struct peer {
-    int socket; /* -1: this rank, or gone */
-    size_t used;
-    char buffer[BUFFER];
-} peer;
-
-typedef struct state {
-    int rank, size;
-    uint32_t number;
-    const ql_message *in;
-    int n_in;
-    bool filled[QL_RANKS_MAX]; /* of in */
-    bool has_note;
-    ql_note note;
-    peer peer[QL_RANKS_MAX];
-} state;
+typedef ql_tcp state;
+typedef ql_tcp_peer peer;
+typedef ql_tcp_frame frame;
+typedef ql_tcp_hello hello;
 
 static double now(void) {
     struct timespec t;
@@ -77,7 +60,7 @@ static bool receive_all(int socket, void *data, size_t size, double end) {
 }
 
 static bool send_frame(const state *s, int rank, uint32_t number, const void *data, size_t size) {
-    char whole[sizeof(frame) + MESSAGE];
+    char whole[sizeof(frame) + QL_TCP_MESSAGE];
     const frame head = {number, (uint32_t)size};
     memcpy(whole, &head, sizeof head);
     memcpy(whole + sizeof head, data, size);
@@ -87,8 +70,8 @@ static bool send_frame(const state *s, int rank, uint32_t number, const void *da
 
 /* What has come, without waiting. */
 static void receive(peer *p) {
-    if (p->socket < 0 || p->used == BUFFER) return;
-    ssize_t got = recv(p->socket, p->buffer + p->used, BUFFER - p->used, MSG_DONTWAIT);
+    if (p->socket < 0 || p->used == QL_TCP_BUFFER) return;
+    ssize_t got = recv(p->socket, p->buffer + p->used, QL_TCP_BUFFER - p->used, MSG_DONTWAIT);
     if (got > 0) p->used += (size_t)got;
     else if (got == 0 || (errno != EAGAIN && errno != EINTR)) {
         close(p->socket);
@@ -105,14 +88,13 @@ static int find(const state *s, int rank, const frame *head) {
     return -1;
 }
 
-/* Takes one frame out of the buffer if there is one whose time has come. */
-static ql_status take(state *s, int rank, bool *taken) {
+ql_status ql_tcp_take(state *s, int rank, bool *taken) {
     peer *p = &s->peer[rank];
     frame head;
     *taken = false;
     for (size_t at = 0; at + sizeof head <= p->used; at += sizeof head + head.size) {
         memcpy(&head, p->buffer + at, sizeof head);
-        if (head.size > MESSAGE || (head.number == NOTE && head.size != sizeof s->note))
+        if (head.size > QL_TCP_MESSAGE || (head.number == NOTE && head.size != sizeof s->note))
             return ql_fail(QL_INTERNAL, "rank %d sends %u bytes in one message", rank, head.size);
         if (at + sizeof head + head.size > p->used) return QL_OK;
         int i = head.number == NOTE ? -1 : find(s, rank, &head);
@@ -122,7 +104,7 @@ static ql_status take(state *s, int rank, bool *taken) {
                            head.size);
         memcpy(i >= 0 ? s->in[i].data : &s->note, p->buffer + at + sizeof head, head.size);
         if (i >= 0) s->filled[i] = true;
-        else s->has_note = true, s->note.text[sizeof s->note.text - 1] = 0;
+        else s->has_note = true, s->note.rank = rank, s->note.text[sizeof s->note.text - 1] = 0;
         p->used -= sizeof head + head.size;
         memmove(p->buffer + at, p->buffer + at + sizeof head + head.size, p->used - at);
         *taken = true;
@@ -137,20 +119,25 @@ static ql_status tcp_start(void *of, uint32_t number, const ql_message *out, int
     s->number = number, s->in = in, s->n_in = n_in;
     memset(s->filled, 0, sizeof s->filled);
     for (int i = 0; i < n_out; i++) {
-        if (out[i].size > MESSAGE) return ql_fail(QL_INTERNAL, "%zu bytes in one message over TCP", out[i].size);
+        if (out[i].size > QL_TCP_MESSAGE) return ql_fail(QL_INTERNAL, "%zu bytes in one message over TCP", out[i].size);
         (void)send_frame(s, out[i].rank, number, out[i].data, out[i].size); /* who is gone is missed by tcp_poll */
+    }
+    return QL_OK;
+}
+
+static ql_status receive_frames(state *s) {
+    bool more;
+    for (int r = 0; r < s->size; r++) {
+        receive(&s->peer[r]);
+        do QL_TRY(ql_tcp_take(s, r, &more));
+        while (more);
     }
     return QL_OK;
 }
 
 static ql_status tcp_poll(void *of, bool *done, uint64_t *missing) {
     state *s = of;
-    bool more;
-    for (int r = 0; r < s->size; r++) {
-        receive(&s->peer[r]);
-        do QL_TRY(take(s, r, &more));
-        while (more);
-    }
+    QL_TRY(receive_frames(s));
     *done = true;
     for (int i = 0; i < s->n_in; i++) {
         if (s->filled[i]) continue;
@@ -175,6 +162,8 @@ static void tcp_tell(void *of, const ql_note *note) {
 
 static bool tcp_hear(void *of, ql_note *note) {
     state *s = of;
+    (void)receive_frames(
+        s); /* NCCL asks for notes alone while its bytes move; what is wrong with a frame, the next poll says */
     bool heard = s->has_note;
     if (heard) *note = s->note;
     s->has_note = false;
@@ -206,12 +195,6 @@ static void tcp_close(void *of, bool failed, int exit_code) {
 static const ql_transport tcp = {"TCP", tcp_start, tcp_poll, tcp_stop, tcp_tell, tcp_hear, tcp_close, true, NULL, NULL};
 
 /* ---- how they find each other --------------------------------------------------------------------------------------------------- */
-
-/* The first thing that a rank says to another; run: of torchrun, so that two jobs do not mix. */
-typedef struct hello {
-    uint32_t magic, size, rank, port;
-    char run[64];
-} hello;
 
 typedef struct meeting {
     state *s;
@@ -260,6 +243,11 @@ static ql_status connect_to(meeting *m, int rank, const struct sockaddr_in *at) 
                    ntohs(at->sin_port), m->seconds);
 }
 
+bool ql_tcp_is_ours(const hello *theirs, const hello *mine, int first) {
+    return theirs->magic == mine->magic && theirs->size == mine->size && theirs->rank >= (uint32_t)first &&
+           theirs->rank < theirs->size && memcmp(theirs->run, mine->run, sizeof theirs->run) == 0;
+}
+
 /* One of the ranks behind `first` that have not come yet; what is not one of ours is sent away. */
 static ql_status accept_one(meeting *m, int first) {
     hello theirs;
@@ -275,9 +263,8 @@ static ql_status accept_one(meeting *m, int first) {
         return ql_fail(QL_INTERRUPTED, "rank %d has not come to %s for %.0f s; the job can be resumed", missing,
                        m->host, m->seconds);
     double soon = now() + 1e-3 * SEND_MS;
-    if (!receive_all(one, &theirs, sizeof theirs, soon < m->end ? soon : m->end) || theirs.magic != magic ||
-        theirs.size != m->mine.size || memcmp(theirs.run, m->mine.run, sizeof theirs.run) != 0 ||
-        theirs.rank < (uint32_t)first || theirs.rank >= theirs.size || m->s->peer[theirs.rank].socket >= 0) {
+    if (!receive_all(one, &theirs, sizeof theirs, soon < m->end ? soon : m->end) ||
+        !ql_tcp_is_ours(&theirs, &m->mine, first) || m->s->peer[theirs.rank].socket >= 0) {
         close(one);
         return QL_OK;
     }
@@ -355,7 +342,7 @@ ql_status ql_comm_open_torchrun(double seconds, ql_comm **comm) {
     s->rank = (int)rank, s->size = (int)size;
     for (int r = 0; r < QL_RANKS_MAX; r++) s->peer[r].socket = -1;
     meeting m = {.s = s, .listener = -1, .seconds = seconds, .end = now() + seconds};
-    m.mine = (hello){.magic = magic, .size = (uint32_t)size, .rank = (uint32_t)rank};
+    m.mine = (hello){.magic = QL_TCP_MAGIC, .size = (uint32_t)size, .rank = (uint32_t)rank};
     const char *run = getenv("TORCHELASTIC_RUN_ID");
     snprintf(m.mine.run, sizeof m.mine.run, "%s", run ? run : "");
     ql_status status = find_master(&m, port);
