@@ -308,6 +308,9 @@ static ql_status put_folded(output *out, const plan_item *item, const float *val
     return put(out, copy);
 }
 
+/* A dense output has a place for every module, also for one that the recipe left as it was. */
+static bool stays(const output *out, const qmodule *q) { return !out->scheme && !q->name; }
+
 ql_status output_advance(output *out, int64_t layer, const qmodule *modules, float *const *folded) {
     if (!out->begun) QL_TRY(begin(out));
     while (out->next < out->plan.count) {
@@ -316,7 +319,7 @@ ql_status output_advance(output *out, int64_t layer, const qmodule *modules, flo
         ql_mark mark = ql_arena_mark(out->scratch);
         const float *changed = folded && item->fold_layer == layer ? folded[item->folded] : NULL;
         if (changed) QL_TRY(put_folded(out, item, changed));
-        else if (item->layer < 0) QL_TRY(put_source(out, item));
+        else if (item->layer < 0 || stays(out, &modules[item->linear])) QL_TRY(put_source(out, item));
         else QL_TRY(put_module(out, item, &modules[item->linear]));
         ql_arena_release(out->scratch, mark);
     }

@@ -22,9 +22,9 @@ leaf_range ranks_leaves(const ql_comm *comm, int64_t rows);
 ql_status ranks_join_tree(ql_comm *comm, tree *t);
 /* The rest of a capture: number of tokens, smallest and largest values, counts. */
 ql_status ranks_join_extremes(ql_comm *comm, ql_ctx *ctx, capture *c);
-/* The sum of everyone's number. */
 /* Where each rank leaves its last steps if the ranks lose each other: DIR/flight-rank-N.json.  The name lives in `arena`. */
 ql_status ranks_record(ql_comm *comm, const char *dir, ql_arena *arena);
+/* The sum of everyone's number, in its place. */
 ql_status ranks_sum(ql_comm *comm, const char *what, int64_t *number);
 
 /* Who factors the statistics of an input: the largest go first, each to the rank with the least to do. */

@@ -151,6 +151,37 @@ static void dense_output_holds_the_same_model(void **state) {
     place_close(&p);
 }
 
+/* The bytes of a module that a recipe leaves alone are the source's, beside others that changed. */
+static void dense_output_keeps_what_is_skipped(void **state) {
+    (void)state;
+    static const char text[] = "version: 1\nbits: 4\ngroup_size: 32\noverrides:\n- {match: up_proj, skip: true}\n";
+    static const char *const names[] = {"up_proj", "gate_proj"};
+    make_model m = make_tiny(ARCH_LLAMA);
+    place p = place_open(&m);
+    quantize_request r = place_request(&p, 4);
+    assert_ok(recipe_parse("r.yaml", text, sizeof text - 1, p.arena, &r.recipe));
+    r.format = OUTPUT_DENSE;
+    json_decref(place_quantize(&p, &r));
+    checkpoint *before, *after;
+    assert_ok(checkpoint_open(p.model, &before));
+    assert_ok(checkpoint_open(p.out, &after));
+    for (int i = 0; i < 2; i++) {
+        char name[64];
+        void *values[2];
+        snprintf(name, sizeof name, "model.layers.1.mlp.%s.weight", names[i]);
+        const st_tensor *a = checkpoint_find(before, name), *b = checkpoint_find(after, name);
+        assert_true(a && b && a->size == b->size && a->dtype == b->dtype);
+        assert_ok(ql_take(p.arena, a->size, 1, &values[0]));
+        assert_ok(ql_take(p.arena, b->size, 1, &values[1]));
+        assert_ok(checkpoint_read(before, a, values[0]));
+        assert_ok(checkpoint_read(after, b, values[1]));
+        assert_int_equal(memcmp(values[0], values[1], a->size) == 0, i == 0);
+    }
+    checkpoint_close(before);
+    checkpoint_close(after);
+    place_close(&p);
+}
+
 /* A runtime fuses q, k, v and gate, up and keeps one scale of each: theirs are the same, of weights and of inputs. */
 static void trap26_static_scales_are_those_of_the_fused_module(void **state) {
     (void)state;
@@ -288,6 +319,7 @@ int main(void) {
         cmocka_unit_test(outputs_of_one_pass_are_those_of_their_own),
         cmocka_unit_test(rows_pass_only_where_they_count),
         cmocka_unit_test(dense_output_holds_the_same_model),
+        cmocka_unit_test(dense_output_keeps_what_is_skipped),
         cmocka_unit_test(trap26_static_scales_are_those_of_the_fused_module),
         cmocka_unit_test(trap50_padding_is_not_counted),
         cmocka_unit_test(report_counts_every_module),
