@@ -27,7 +27,8 @@ static ql_status choose_place(engine *e, const plan_request *request) {
     uint64_t need;
     if (!request->gpu) return QL_OK;
     QL_TRY(ql_device_facts(e->ctx, &facts));
-    uint64_t limit = e->device_memory && e->device_memory < facts.memory_free ? e->device_memory : facts.memory_free;
+    uint64_t free = facts.memory_free - facts.memory_free / 50; /* libraries take some when they are first used */
+    uint64_t limit = e->device_memory && e->device_memory < free ? e->device_memory : free;
     e->place = plan_place(request, limit, &need);
     if (need > limit)
         return ql_fail(QL_NOMEM,

@@ -159,6 +159,9 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
         {from_start, {"statistics of an input, then beside a linear being solved", scratch, 0}},
         {COLLECTING | SOLVING, {"a Hessian on its way to its owner", on_the_way, 0}},
         {SOLVING, {"both halves of the statistics, for refining", refining, 0}},
+        {ALWAYS,
+         {"messages between GPUs, on their way", r->gpu && s->ranks > 1 ? 32 << 20 : 0, 0}},      /* host/comm_nccl.c */
+        {BLOCK, {"weights that ranks of one machine read together", 0, here > 1 ? 32 << 20 : 0}}, /* calib/share.c */
         {SOLVING, {"buffers of the threads", 0, thread_bytes(r, s, widest_k) * here}},
         {BLOCK,
          {"weights and statistics, smoothed", smooths ? (r->bf16 ? 8 : 4) * s->block + s->hessian * s->sum_k2 : 0, 0}},

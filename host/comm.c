@@ -123,7 +123,6 @@ int ql_comm_size_of_node(const ql_comm *comm) { return comm ? comm->on_node : 1;
 int ql_comm_rank_of_node(const ql_comm *comm) { return comm ? comm->node_rank : 0; }
 double ql_comm_seconds(const ql_comm *comm) { return comm->seconds; }
 const char *ql_comm_name(const ql_comm *comm) { return comm ? comm->transport->name : "self"; }
-bool ql_comm_failed_elsewhere(const ql_comm *comm) { return comm && comm->elsewhere; }
 
 void ql_comm_on_wait(ql_comm *comm, ql_status (*check)(void)) {
     if (comm) comm->check = check;

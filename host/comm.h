@@ -61,8 +61,6 @@ ql_status ql_comm_agree(ql_comm *comm, const char *what, const char *text);
 
 /* Tells everyone else, who then fail with this status and this rank's last error; nothing if they know already. */
 void ql_comm_fail(ql_comm *comm, ql_status status);
-/* The failure is another rank's: it is told there. */
-bool ql_comm_failed_elsewhere(const ql_comm *comm);
 
 /* Asked while waiting; anything but QL_OK ends the wait. */
 void ql_comm_on_wait(ql_comm *comm, ql_status (*check)(void));

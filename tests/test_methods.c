@@ -203,6 +203,32 @@ static void inputs_with_zero_points(void **state) {
     place_close(&p);
 }
 
+/* Everything that is read of a block, weights and statistics of every kind, also comes out of a pass in BF16: as good a model. */
+static void every_kind_of_scheme_in_bf16(void **state) {
+    (void)state;
+    static const char *const names[] = {"W4A16-GPTQ-g32", "W4A16-AWQ-g32", "W8A8-INT8-static", "FP8-KV", "NF4"};
+    static const ql_dtype sources[] = {QL_BF16, QL_F16}; /* the pass multiplies by the first as it is */
+    for (int s = 0; s < 2; s++) {
+        make_model m = make_tiny(ARCH_QWEN2);
+        m.dtype = sources[s];
+        place p = place_open(&m);
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+            double kl[2];
+            for (int half = 0; half < 2; half++) {
+                quantize_request r = scheme_request(&p, names[i]);
+                r.pass.bf16 = half;
+                json_t *report = place_quantize(&p, &r);
+                assert_string_equal(json_string_value(json_object_get(report, "forward")), half ? "bf16" : "fp32");
+                json_decref(report);
+                kl[half] = place_kl(&p, p.out, false);
+                clear(&p);
+            }
+            if (!(fabs(kl[1] / kl[0] - 1) < 0.15)) fail_msg("%s: KL %g in BF16, %g in FP32", names[i], kl[1], kl[0]);
+        }
+        place_close(&p);
+    }
+}
+
 /* ---- the key/value cache ------------------------------------------------------------------------------------------------------ */
 
 static float cache_scale(const place *p, const char *dir, int64_t layer, const char *which) {
@@ -350,6 +376,7 @@ int main(void) {
         cmocka_unit_test(static_inputs_by_every_calibrator),
         cmocka_unit_test(static_ranges_follow_smoothing),
         cmocka_unit_test(inputs_with_zero_points),
+        cmocka_unit_test(every_kind_of_scheme_in_bf16),
         cmocka_unit_test(cache_scales_are_the_ranges_over_448),
         cmocka_unit_test(cache_is_rounded_to_the_nearest_e4m3),
         cmocka_unit_test(cache_counts_unless_weights_only),
