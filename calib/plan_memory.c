@@ -135,7 +135,7 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
     const double rounded = r->bf16 && strcmp(r->config->torch_dtype, "bfloat16") != 0 ? 2 : 0;
     const double weight = r->bf16 ? s->source + rounded : 4;
     const bool propagates = plan_has_rows(r) && r->mode == STATISTICS_PROPAGATED;
-    const double products = r->bf16 && propagates ? 32e6 + 2 * s->widest : 0;
+    const double products = r->gpu && r->bf16 && propagates ? 32e6 + 2 * s->widest : 0;
     const double ahead = r->gpu && !r->one_block ? s->source * s->widest * here : 0; /* on its way to the GPU */
     largest_site(r, s, &collecting, &solving);
     /* One arena for both: what was touched stays, so that it does not matter which comes first. */

@@ -67,10 +67,12 @@ void cli_close_ctx(ql_ctx *ctx); /* NULL is allowed */
 /* How rows pass there: --precision, by default BF16 on a GPU and FP32 on a processor, and the others if the command has them. */
 #define CLI_PRECISION_OPTION                                                                                           \
     { "precision", 0, "TYPE", false, "of activations: fp32 or bf16 (default: bf16 on a GPU, fp32 on a processor)" }
-#define CLI_PASS_OPTIONS                                                                                               \
-    CLI_PRECISION_OPTION,                                                                                              \
-        {"max-device-mem", 0, "SIZE", false,                                                                           \
-         "activations wait in host memory where the job would take more (default: what is free)"},                     \
+#define CLI_PLACE_OPTION                                                                                               \
+    {                                                                                                                  \
+        "max-device-mem", 0, "SIZE", false,                                                                            \
+            "activations wait in host memory where the job would take more (default: what is free)"                    \
+    }
+#define CLI_SAVE_OPTION                                                                                                \
     {                                                                                                                  \
         "save-every", 0, "SECONDS", false,                                                                             \
             "save activations about so often, for --resume; 0: never, all layers pass again (default: 60)"             \

@@ -260,6 +260,8 @@ static const cli_option options[] = {
     {"scale", 0, "N", false, "of which hidden, intermediate and query heads are divided by this (default: 1)"},
     {"samples", 0, "N", false, "rows of random tokens (default: 128 on a GPU, 16 on a processor)"},
     {"seqlen", 0, "N", false, "tokens of each (default: 2048 on a GPU, 256 on a processor)"},
+    CLI_PRECISION_OPTION,
+    CLI_PLACE_OPTION,
     {"rates", 0, "FILE", false, "measure what plan --rates reads, in whole jobs; with block: forecast by this file"},
     {"svg", 0, "FILE", false, "also draw the roofline: speed over arithmetic intensity"},
     {0},

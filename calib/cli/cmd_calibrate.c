@@ -58,7 +58,9 @@ static const cli_option options[] = {
     {"collect", 0, "LIST", false, "what to collect: hessian, moments, hist (default: all)"},
     {"resume", 0, NULL, false, "go on where an interrupted run stopped; starts from the beginning if there is none"},
     {"comm-timeout", 0, "S", false, "give up when another rank is missing for so long (default: 600)"},
-    CLI_PASS_OPTIONS,
+    CLI_PRECISION_OPTION,
+    CLI_PLACE_OPTION,
+    CLI_SAVE_OPTION,
     {NULL, 0, NULL, false, NULL},
 };
 

@@ -220,7 +220,9 @@ const cli_option cli_quantize_options[] = {
     {"deterministic", 0, NULL, false, "the same bytes for any number of threads and ranks: always so, costs nothing"},
     {"comm-timeout", 0, "S", false, "give up when another rank is missing for so long (default: 600)"},
     {"shard-size", 0, "BYTES", false, "largest file, for instance 500MB (default: 5GB)"},
-    CLI_PASS_OPTIONS,
+    CLI_PRECISION_OPTION,
+    CLI_PLACE_OPTION,
+    CLI_SAVE_OPTION,
     {NULL, 0, NULL, false, NULL},
 };
 
