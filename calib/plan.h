@@ -47,22 +47,23 @@ extern const plan_kind plan_phase_kinds[PLAN_PHASES];
 typedef struct plan_rates {
     double of[PLAN_PHASES];
     double link, network; /* bytes per second from one rank to another: of the same node, of another node */
+    double host;          /* ... between a GPU and page-locked memory of its host */
     bool measured, links_measured;
 } plan_rates;
 
 /* What a datasheet says of a GPU. */
 typedef struct plan_gpu {
     const char *name;
-    double memory;        /* bytes */
-    double bf16, fp32;    /* floating-point operations per second: dense tensor cores, vector units */
-    double link, network; /* as above */
+    double memory;              /* bytes */
+    double bf16, fp32;          /* floating-point operations per second: dense tensor cores, vector units */
+    double link, network, host; /* as above */
 } plan_gpu;
 extern const plan_gpu plan_gpus[];               /* ends with a NULL name */
 const plan_gpu *plan_find_gpu(const char *name); /* NULL if it is not in the table */
 
 /* Rough figures for who has measured nothing. */
 void plan_cpu_rates(int threads, plan_rates *rates);
-void plan_gpu_rates(const plan_gpu *gpu, plan_rates *rates);
+void plan_gpu_rates(const plan_gpu *gpu, bool bf16, plan_rates *rates);
 /* Over rates from above: {"read": 2e9, "forward": 1.1e11, ...}, one key per phase that is not of links, all of them, and if the file has
  * them "link" and "network"; further keys are the benchmark's own. */
 ql_status plan_load_rates(const char *path, plan_rates *rates);

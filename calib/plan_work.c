@@ -85,6 +85,25 @@ static void count_amounts(const plan_request *r, const plan_sizes *s, plan *p) {
     count_links(r, s, p);
 }
 
+/* Rows that wait in host memory visit the GPU: bytes for one token in one block, up and down, for its steps and for statistics. */
+typedef struct visits {
+    double forward, statistics;
+} visits;
+
+static visits count_visits(const plan_request *r, const plan_sizes *s) {
+    const bool follows = plan_follows_original(r);
+    const double element = r->bf16 ? 2 : 4, x = r->place == ROWS_ON_HOST ? 4 * s->hidden : 0;
+    const double inside[2] = {element * s->attn, element * s->mlp}, width[2] = {s->attn, s->mlp};
+    visits v = {.forward = (follows ? 10 : 6) * x + 2 * (inside[0] + inside[1])};
+    if (!r->gpu || r->place == ROWS_ON_DEVICE || !plan_has_rows(r)) return (visits){0};
+    if (plan_second_pass(r)) v.forward += 6 * x; /* kept, taken back, passed */
+    for (int i = 0; i < 2; i++) {                /* norms, then what o and down see */
+        v.statistics += ceil(s->hidden / HESSIAN_STRIPE) * x + ceil(width[i] / HESSIAN_STRIPE) * inside[i];
+        if (follows) v.statistics += ceil(s->hidden / DRIFT_STRIPE) * 3 * x;
+    }
+    return v;
+}
+
 /* ---- seconds ------------------------------------------------------------------------------------------------------------ */
 
 /* Share of the factorizations that the busiest owner has.  Where one input is solved after the other there is one owner at a time;
@@ -116,9 +135,10 @@ static double share_of(const plan_request *r, const plan_sizes *s, plan_phase_id
 }
 
 /* Which of them takes longest. */
-enum { DISK, COMPUTE, OWNER, LINK, NETWORK, RESOURCES };
-static const char *const resource_names[RESOURCES] = {"disk bandwidth", "compute", "factor on one rank",
-                                                      "links within a node", "network between nodes"};
+enum { DISK, COMPUTE, OWNER, LINK, NETWORK, HOST, RESOURCES };
+static const char *const resource_names[RESOURCES] = {"disk bandwidth",        "compute",
+                                                      "factor on one rank",    "links within a node",
+                                                      "network between nodes", "copies between host and GPU"};
 
 static void count_seconds(const plan_request *r, const plan_sizes *s, plan *p) {
     const plan_rates *rates = r->rates;
@@ -137,6 +157,12 @@ static void count_seconds(const plan_request *r, const plan_sizes *s, plan *p) {
         if (kind != PLAN_LINKS)
             spent[kind == PLAN_DISK ? DISK : i == PLAN_FACTOR && s->ranks > 1 ? OWNER : COMPUTE] += part->seconds;
     }
+    const visits v = count_visits(r, s);
+    const double copies = rates->host > 0 ? s->mine * s->layers / rates->host : 0; /* seconds per byte of a visit */
+    p->phases[PLAN_FORWARD].seconds += copies * v.forward;
+    p->phases[PLAN_STATISTICS].seconds += copies * v.statistics;
+    spent[HOST] = copies * (v.forward + v.statistics);
+    p->seconds += spent[HOST];
     for (int i = 0; i < RESOURCES; i++)
         if (spent[i] > spent[longest]) longest = i;
     p->measured = rates->measured;

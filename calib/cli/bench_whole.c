@@ -35,7 +35,7 @@ static ql_status read_request(const cli *args, ql_ctx *ctx, int64_t blocks, ql_a
     QL_TRY(cli_int(args, "samples", 1, MOST_ROWS, &r->how.rows));
     QL_TRY(cli_int(args, "seqlen", 2, MOST_ROWS, &r->how.seq_len));
     QL_TRY(cli_pass(args, ctx, &r->how.pass));
-    if (is_gpu(ctx)) plan_gpu_rates(plan_find_gpu("h100"), &r->rates);
+    if (is_gpu(ctx)) plan_gpu_rates(plan_find_gpu("h100"), r->how.pass.bf16, &r->rates);
     else plan_cpu_rates(ql_ctx_threads(ctx), &r->rates);
     r->how.recipe = &r->recipe;
     r->how.rates = &r->rates;

@@ -162,7 +162,7 @@ static ql_status choose_device(inputs *in) {
     }
     in->request.threads = threads;
     QL_TRY(choose_precision(in));
-    if (in->request.gpu) plan_gpu_rates(in->gpu ? in->gpu : plan_find_gpu("h100"), &in->rates);
+    if (in->request.gpu) plan_gpu_rates(in->gpu ? in->gpu : plan_find_gpu("h100"), in->request.bf16, &in->rates);
     else plan_cpu_rates((int)threads, &in->rates);
     return rates ? plan_load_rates(rates, &in->rates) : QL_OK;
 }
