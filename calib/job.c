@@ -139,7 +139,7 @@ static ql_status run_layers(job *j) {
 /* Writing needs memory of its own: what the layers worked in goes back first.  Returns the most that it was. */
 static size_t free_rows(job *j) {
     engine *e = &j->engine;
-    size_t peak = ql_arena_peak(j->device) + ql_arena_peak(e->weights) + ql_arena_peak(e->scratch);
+    size_t peak = engine_device_peak(e, j->device);
     phases_watch_none(&e->phases);
     phases_block(&e->phases, -1);
     dataset_close(&j->data);

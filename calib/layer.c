@@ -89,6 +89,12 @@ ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, q
     return status;
 }
 
+size_t engine_device_peak(const engine *e, const ql_arena *rows) {
+    ql_facts facts;
+    if (ql_device_facts(e->ctx, &facts) == QL_OK && facts.memory_peak > 0) return facts.memory_peak;
+    return ql_arena_peak(rows) + ql_arena_peak(e->weights) + ql_arena_peak(e->scratch);
+}
+
 void engine_close(engine *e) {
     forward_close(&e->forward);
     ql_arena_close(e->weights);

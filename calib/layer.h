@@ -58,6 +58,9 @@ ql_status engine_open(ql_ctx *ctx, const model *m, const recipe *r, statistics_m
 ql_status engine_open_rows(engine *e, const token_file *tokens, dataset *data, ql_arena *device);
 void engine_close(engine *e);
 
+/* Most bytes of the device so far: what the GPU says, or on a processor what the arenas had, that of the rows included. */
+size_t engine_device_peak(const engine *e, const ql_arena *rows);
+
 /* What one block became. */
 typedef struct layer_result {
     int64_t layer;

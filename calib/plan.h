@@ -105,7 +105,7 @@ typedef struct plan_memory {
     double device, host;
 } plan_memory;
 
-enum { PLAN_MEMORY_ROWS = 21, PLAN_MAX_REASONS = 8, PLAN_POINTS = 7 };
+enum { PLAN_MEMORY_ROWS = 22, PLAN_MAX_REASONS = 8, PLAN_POINTS = 7 };
 
 /* The same job on another number of ranks. */
 typedef struct plan_point {

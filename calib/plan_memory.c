@@ -108,6 +108,18 @@ static double thread_bytes(const plan_request *r, const plan_sizes *s, double k)
     return r->gpu || k == 0 ? 0 : (double)r->threads * s->hessian * (2 * 128 * k + (128 + 256) * 256);
 }
 
+/* Both halves of a Hessian; on a GPU also the gradient of the rows, in the memory that its operations share (cuda/refine.cu). */
+static double refine_bytes(const plan_request *r, const plan_sizes *s, double widest_k) {
+    double most = 4 * widest_k * widest_k;
+    for (linear_id id = 0; r->gpu && id < LINEARS; id++) {
+        int64_t n, k;
+        linear_shape(r->config, id, &n, &k);
+        double rows = ceil((double)n / s->ranks);
+        most = plan_larger(most, 4 * (double)k * (double)k + 4 * rows * ((double)k + 128));
+    }
+    return most;
+}
+
 typedef struct memory_row {
     int alive;
     plan_memory row;
@@ -135,13 +147,15 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
     const double rounded = r->bf16 && strcmp(r->config->torch_dtype, "bfloat16") != 0 ? 2 : 0;
     const double weight = r->bf16 ? s->source + rounded : 4;
     const bool propagates = plan_has_rows(r) && r->mode == STATISTICS_PROPAGATED;
-    const double products = r->gpu && r->bf16 && propagates ? 32e6 + 2 * s->widest : 0;
-    const double ahead = r->gpu && !r->one_block ? s->source * s->widest * here : 0; /* on its way to the GPU */
+    const double products =
+        r->gpu && r->bf16 && propagates && s->batch >= 1024 ? 32e6 + 2 * s->widest : 0; /* cuda/codes_dense.cu */
+    const double ahead = r->gpu && !r->one_block ? s->source * s->widest * here : 0;    /* on its way to the GPU */
     largest_site(r, s, &collecting, &solving);
     /* One arena for both: what was touched stays, so that it does not matter which comes first. */
     const double scratch = plan_larger(collecting, solving);
     bool refines = plan_needs_hessian(r) && !r->recipe->literature && r->recipe->base.method == METHOD_GPTQ;
-    const double refining = refines ? 4 * widest_k * widest_k : 0;
+    const double refining = refines ? refine_bytes(r, s, widest_k) : 0;
+    const double workspace = r->gpu ? 32 << 20 : 0;
     const memory_row all[] = {
         {ALWAYS, {"program", 0, program * here}},
         {ALWAYS, {"token ids, their positions", 0, 8 * s->mine * here}},
@@ -159,6 +173,7 @@ static int list_rows(const plan_request *r, const plan_sizes *s, memory_row rows
         {from_start, {"statistics of an input, then beside a linear being solved", scratch, 0}},
         {COLLECTING | SOLVING, {"a Hessian on its way to its owner", on_the_way, 0}},
         {SOLVING, {"both halves of the statistics, for refining", refining, 0}},
+        {ALWAYS, {"workspace of the libraries", workspace, 0}},
         {ALWAYS,
          {"messages between GPUs, on their way", r->gpu && s->ranks > 1 ? 32 << 20 : 0, 0}},      /* host/comm_nccl.c */
         {BLOCK, {"weights that ranks of one machine read together", 0, here > 1 ? 32 << 20 : 0}}, /* calib/share.c */

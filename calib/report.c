@@ -120,7 +120,11 @@ static void print_time(const json_t *environment) {
         if (report_number(spent, "seconds") >= 0.05)
             printf(" %s %.1f", report_text(spent, "name"), report_number(spent, "seconds"));
     }
-    printf("\npeak memory %.0f MiB\n", report_number(environment, "peak_host_bytes") / 1048576);
+    printf("\npeak memory %.0f MiB", report_number(environment, "peak_host_bytes") / 1048576);
+    if (strncmp(report_text(environment, "device"), "cuda", 4) == 0)
+        printf(", on the device %.0f MiB; activations waited on the %s",
+               report_number(environment, "peak_device_bytes") / 1048576, report_text(environment, "rows"));
+    putchar('\n');
 }
 
 void report_print(const json_t *report) {

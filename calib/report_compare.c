@@ -41,8 +41,8 @@ static void take(json_t *to, const char *key, const json_t *from) {
 }
 
 static json_t *figures_of(const report_run *runs, int count, int i) {
-    static const char *const of_report[] = {
-        "model", "job", "format", "statistics", "output_bytes", "bits_per_weight", "bits_per_quantized_weight"};
+    static const char *const of_report[] = {"model",   "job",          "format",          "statistics",
+                                            "forward", "output_bytes", "bits_per_weight", "bits_per_quantized_weight"};
     static const char *const of_totals[] = {"fallbacks", "mean_relative_error", "loss_over_rtn"};
     static const char *const of_environment[] = {"seconds", "peak_host_bytes", "peak_device_bytes"};
     static const char *const of_eval[] = {"perplexity", "base_perplexity", "kld_mean", "top1_agreement",

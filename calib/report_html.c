@@ -132,6 +132,7 @@ static void write_summary(FILE *out, const json_t *report, const json_t *eval) {
     put_row(out, "Time", report_seconds(report_number(environment, "seconds"), before));
     put_row(out, "Peak memory of the process", report_bytes(report_number(environment, "peak_host_bytes"), before));
     put_row(out, "Peak memory of the device", report_bytes(report_number(environment, "peak_device_bytes"), before));
+    if (report_has(report, "forward")) put_row(out, "Activations", report_text(report, "forward"));
     put_row(out, "Job", report_text(report, "job"));
     markup(out, "</tbody></table>\n");
 }

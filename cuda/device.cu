@@ -69,12 +69,23 @@ static ql_status describe(ql_ctx *ctx, int device) {
     return QL_OK;
 }
 
+/* Other processes on this GPU count too: it is meant to have one. */
+static ql_status note_free(ql_cuda *gpu) {
+    size_t available = 0, total = 0;
+    CUDA_TRY(cudaMemGetInfo(&available, &total));
+    if (available < gpu->least_free) gpu->least_free = available;
+    return QL_OK;
+}
+
 static ql_status open_libraries(ql_cuda *gpu) {
+    size_t total = 0;
+    CUDA_TRY(cudaMemGetInfo(&gpu->free_before, &total));
+    gpu->least_free = gpu->free_before;
     CUDA_TRY(cudaStreamCreateWithFlags(&gpu->stream, cudaStreamNonBlocking));
     CUDA_TRY(cudaStreamCreateWithFlags(&gpu->beside, cudaStreamNonBlocking));
     BLAS_TRY(cublasLtCreate(&gpu->blas));
     CUDA_TRY(cudaMalloc(&gpu->workspace, WORKSPACE));
-    return QL_OK;
+    return note_free(gpu);
 }
 
 ql_status ql_cuda_open(ql_ctx *ctx, int device) {
@@ -133,7 +144,7 @@ static ql_status allocate(ql_cuda *gpu, size_t bytes, void **data) {
     }
     if (error != cudaErrorMemoryAllocation) {
         CUDA_TRY_AS(error, "cudaMalloc");
-        return QL_OK;
+        return note_free(gpu);
     }
     size_t available = 0, total = 0;
     cudaGetLastError();

@@ -42,6 +42,7 @@ typedef struct ql_cuda {
     void *workspace; /* of cuBLASLt */
     void *scratch;   /* of the operation that runs */
     size_t scratch_bytes;
+    size_t free_before, least_free; /* bytes of the device: before this context took any, and after every allocation */
     product_choice choices[CHOICES];
     int n_choices;
 } ql_cuda;

@@ -90,6 +90,7 @@ ql_status ql_cuda_facts(ql_ctx *ctx, ql_facts *facts) {
     CUDA_TRY(cudaDeviceGetAttribute(&cache, cudaDevAttrL2CacheSize, gpu->device));
     CUDA_TRY(cudaMemGetInfo(&facts->memory_free, &total));
     facts->cache = (size_t)cache;
+    facts->memory_peak = gpu->free_before - gpu->least_free;
     return QL_OK;
 }
 

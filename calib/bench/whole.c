@@ -119,7 +119,7 @@ static void measure_block(run_state *s, block_result *out) {
     out->place = e->place;
     for (int i = 0; i < PHASES; i++) out->seconds += e->phases.seconds[i], out->flops += e->phases.flops[i];
     out->peak_host = (uint64_t)usage.ru_maxrss * 1024;
-    out->peak_device = ql_arena_peak(s->device) + ql_arena_peak(e->weights) + ql_arena_peak(e->scratch);
+    out->peak_device = engine_device_peak(e, s->device);
 }
 
 static ql_status run_block(ql_ctx *ctx, const whole_setting *how, const synthetic_files *files, ql_arena *arena,

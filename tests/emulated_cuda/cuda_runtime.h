@@ -217,8 +217,8 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end);
 cudaError_t emulated_malloc(void **data, size_t bytes);
 template <typename T> cudaError_t cudaMalloc(T **data, size_t bytes) { return emulated_malloc((void **)data, bytes); }
 cudaError_t cudaFree(void *data);
-inline cudaError_t cudaMallocHost(void **data, size_t bytes) { return emulated_malloc(data, bytes); }
-inline cudaError_t cudaFreeHost(void *data) { return cudaFree(data); }
+cudaError_t cudaMallocHost(void **data, size_t bytes);
+cudaError_t cudaFreeHost(void *data);
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total);
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind);
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);

@@ -5,11 +5,13 @@
  * cuda/ names all 32 lanes.  A block in which nobody can go on is reported, not waited for. */
 #include "tests/emulated_cuda/cuda_runtime.h"
 
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <map>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -278,15 +280,24 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) 
     return *ms = (float)(end->ms - begin->ms), cudaSuccess;
 }
 
-/* Fresh memory is poison, and one allocation of more than 1 GiB is more than this GPU has. */
-cudaError_t emulated_malloc(void **data, size_t bytes) {
-    if (bytes > (size_t)1 << 30 || posix_memalign(data, 256, bytes) != 0) return remember(cudaErrorMemoryAllocation);
+/* Fresh memory is poison, and one allocation of more than 1 GiB is more than this GPU has.  Several fit: tests have several contexts. */
+enum : size_t { EMULATED_MEMORY = (size_t)1 << 30 };
+static std::atomic<size_t> in_use;
+cudaError_t cudaMallocHost(void **data, size_t bytes) {
+    if (bytes > EMULATED_MEMORY || posix_memalign(data, 256, bytes) != 0) return remember(cudaErrorMemoryAllocation);
     memset(*data, EMULATED_POISON, bytes);
     return cudaSuccess;
 }
-cudaError_t cudaFree(void *data) { return free(data), cudaSuccess; }
+cudaError_t cudaFreeHost(void *data) { return free(data), cudaSuccess; }
+cudaError_t emulated_malloc(void **data, size_t bytes) {
+    cudaError_t error = cudaMallocHost(data, bytes);
+    if (error == cudaSuccess) in_use += malloc_usable_size(*data);
+    return error;
+}
+cudaError_t cudaFree(void *data) { return in_use -= data ? malloc_usable_size(data) : 0, cudaFreeHost(data); }
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
-    *available = *total = (size_t)1 << 30;
+    *total = EMULATED_MEMORY;
+    *available = in_use < EMULATED_MEMORY ? EMULATED_MEMORY - in_use : 0;
     return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind) {
