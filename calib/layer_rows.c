@@ -263,7 +263,7 @@ static ql_status open_trees(engine *e, view *v) {
     QL_TRY(open_tree(e, v, &v->hessian, true));
     QL_TRY(open_tree(e, v, &v->drift_input, false));
     QL_TRY(open_tree(e, v, &v->drift_output, false));
-    if (!v->stripe == 0) return QL_OK;
+    if (v->stripe > 0) return QL_OK;
     QL_TRY(open_tree(e, v, &v->rest.sum_sq, false));
     return open_tree(e, v, &v->rest.sum_abs, false);
 }
@@ -272,7 +272,7 @@ static ql_status open_trees(engine *e, view *v) {
 static ql_status join_view(engine *e, view *v) {
     phases_enter(&e->phases, PHASE_RANKS, 0);
     for (int i = 0; i < v->trees; i++) QL_TRY(ranks_join_tree(e->comm, &v->sum[i]));
-    if (!v->stripe == 0) return QL_OK;
+    if (v->stripe > 0) return QL_OK;
     QL_TRY(ranks_join_extremes(e->comm, e->ctx, &v->rest));
     e->samples_skipped = e->data->n_skipped;
     QL_TRY(ranks_sum(e->comm, "samples skipped", &e->samples_skipped));
